@@ -1,0 +1,95 @@
+"""The manifest of a data set: what its shards hold, to the byte.
+
+`manifest.json` lies beside the shards. Everything that trains reads it first: the order of the
+samples is arithmetic over its counts, and its digest names the data in every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lotlip.data.store import Store
+from lotlip.errors import DataError
+
+NAME = "manifest.json"
+_FORMAT = "lotlip-shards-v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The shards in their order, and how long their captions are."""
+
+    shards: tuple[Shard, ...]
+    captions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """For `short` and each `long.CAPTIONER`: `num`, `mean_words`, `max_words`."""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """How the data set came about: command, seed, sources."""
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Names the shards' content: 16 hexadecimal digits."""
+        lines = [f"{s.name} {s.num_samples} {s.num_bytes} {s.sha256}" for s in self.shards]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Write the manifest; due last, since it is what makes a data set complete."""
+    content = {
+        "format": _FORMAT,
+        "digest": manifest.digest,
+        "num_samples": manifest.num_samples,
+        "num_bytes": manifest.num_bytes,
+        "captions": manifest.captions,
+        "made_by": manifest.made_by,
+        "shards": [asdict(shard) for shard in manifest.shards],
+    }
+    store.write(NAME, json.dumps(content, indent=1).encode())
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest in a store. Raises: DataError if there is none or it contradicts itself."""
+    if not store.exists(NAME):
+        raise DataError(
+            f"{store.uri} has no {NAME}: is the address right? "
+            "Data sets are made by lotlip data scenes or lotlip data ingest"
+        )
+    try:
+        content = json.loads(store.read(NAME))
+        manifest = Manifest(
+            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            captions=content["captions"],
+            made_by=content["made_by"],
+        )
+        found = content["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{store.uri}/{NAME} is damaged: {error!r}") from error
+    if found != manifest.digest:
+        raise DataError(
+            f"{store.uri}/{NAME} says digest {found}, its shards give {manifest.digest}: "
+            "it was edited; write the data set again"
+        )
+    if manifest.num_samples == 0:
+        raise DataError(f"{store.uri} is empty: its manifest lists no sample")
+    return manifest

@@ -1,0 +1,292 @@
+"""From shards to the batches of one worker.
+
+Shape suffixes: B samples of this worker, H and W pixels, C channels, S captions, L tokens.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from lotlip.captions import CaptionConfig, draw_captions
+from lotlip.data.manifest import Manifest
+from lotlip.data.order import EpochOrder, OrderConfig, Span
+from lotlip.data.sample import from_members
+from lotlip.data.shards import DamagedShardError, RawSample, read_shard
+from lotlip.data.store import Store
+from lotlip.errors import ConfigError, DataError
+from lotlip.images import AugmentConfig, decode, random_crop
+from lotlip.tokenizer import Tokenizer
+
+T = TypeVar("T")
+_PREFETCHED_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where training reads, and how."""
+
+    train: str
+    """The data set to train on: a folder or s3://BUCKET/PREFIX with a manifest.json."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    num_loader_processes: int = 0
+    """Processes that decode for each worker; 0 decodes in a thread of the worker itself."""
+    max_bad_fraction: float = 0.001
+    """Share of an epoch's samples that may be unreadable before the run stops. Each one is
+    recorded, and its place is taken by another sample of the same block."""
+
+    def __post_init__(self) -> None:
+        if self.num_loader_processes < 0:
+            raise ConfigError(
+                f"data.num_loader_processes={self.num_loader_processes} must be 0 or more"
+            )
+        if not 0.0 <= self.max_bad_fraction <= 1.0:
+            raise ConfigError(f"data.max_bad_fraction={self.max_bad_fraction} must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be used."""
+
+    shard: str
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one worker trains on in one step."""
+
+    images_BHWC: Tensor
+    """uint8"""
+    ids_BSL: Tensor
+    """int64"""
+    keys: tuple[str, ...]
+    bad: tuple[BadSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All that determines the batches but the epoch and the worker."""
+
+    store: Store
+    manifest: Manifest
+    tokenizer: Tokenizer
+    captions: CaptionConfig
+    augment: AugmentConfig
+    order: OrderConfig
+    image_size_px: int
+    global_batch: int
+    seed: int
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            self.manifest,
+            self.order,
+            seed=self.seed,
+            epoch=epoch,
+            global_batch=self.global_batch,
+        )
+
+
+def batches(
+    source: Source, *, epoch: int, start_step: int, streams: range, num_processes: int = 0
+) -> Iterator[Batch]:
+    """A worker's batches of an epoch from a step on, read ahead of their use.
+
+    `streams` are those of the worker, see `order.streams_of`. Raises: ConfigError, DataError.
+    """
+    if num_processes == 0:
+        yield from prefetched(
+            _read(source, epoch=epoch, start_step=start_step, streams=streams),
+            _PREFETCHED_BATCHES,
+        )
+        return
+    # Each process serves some of the streams, so a batch is one part from each of them, in turn.
+    num_processes = max(n for n in range(1, num_processes + 1) if len(streams) % n == 0)
+    loader = DataLoader(
+        _Parts(source, epoch, start_step, streams),
+        batch_size=None,
+        num_workers=num_processes,
+        prefetch_factor=_PREFETCHED_BATCHES,
+        multiprocessing_context="forkserver",
+    )
+    parts = iter(loader)
+    while group := list(islice(parts, num_processes)):
+        yield _joined(group)
+
+
+class _Parts(IterableDataset[Batch]):
+    """The share of a loader process in each batch of its worker."""
+
+    def __init__(self, source: Source, epoch: int, start_step: int, streams: range) -> None:
+        self.arguments = source, epoch, start_step, streams
+
+    def __iter__(self) -> Iterator[Batch]:
+        source, epoch, start_step, streams = self.arguments
+        info = get_worker_info()
+        assert info is not None, "only loader processes iterate"
+        each = len(streams) // info.num_workers
+        mine = streams[info.id * each : (info.id + 1) * each]
+        yield from _read(source, epoch=epoch, start_step=start_step, streams=mine)
+
+
+def _read(source: Source, *, epoch: int, start_step: int, streams: range) -> Iterator[Batch]:
+    order = source.epoch(epoch)
+    start = start_step * order.batch_per_stream
+    readers = [_prepared(source, order, stream, start) for stream in streams]
+    for _ in range(start_step, order.steps):
+        taken = [item for reader in readers for item in islice(reader, order.batch_per_stream)]
+        yield _collated(source.tokenizer, taken)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    pixels_HWC: np.ndarray
+    captions: Sequence[Sequence[str]]
+    key: str
+    bad: tuple[BadSample, ...]
+
+
+def _prepared(source: Source, order: EpochOrder, stream: int, start: int) -> Iterator[_Prepared]:
+    """The samples of a stream from its place `start` on, decoded, with drawn captions."""
+    cursor = _Cursor(source.store, source.manifest)
+    size = order.config.shuffle_block
+    for index in range(start // size, order.num_blocks()):
+        spans, permutation = order.block(stream, index)
+        read = [item for span in spans for item in cursor.read(span)]
+        block = [read[place] for place in permutation]
+        for slot in range(max(0, start - index * size), len(block)):
+            position = order.position(stream, index * size + slot)
+            yield _prepare_slot(source, block, slot, order.sample_rng(position))
+
+
+def _prepare_slot(
+    source: Source, block: list[_Read], slot: int, rng: np.random.Generator
+) -> _Prepared:
+    """The sample in a slot; for a bad one, the next good one from half a block away.
+
+    Half a block away is far enough that the two don't meet in a batch as false negatives.
+    """
+    bad: tuple[BadSample, ...] = ()
+    for attempt in range(len(block)):
+        read = block[slot] if attempt == 0 else block[(slot + len(block) // 2 + attempt) % len(block)]
+        try:
+            return _prepare(source, read, rng, bad)
+        except DataError as error:
+            bad = bad or (BadSample(read.shard, read.index, str(error)),)
+    raise DataError(f"no readable sample in a whole block; the first: {bad[0].shard}: {bad[0].reason}")
+
+
+def _prepare(
+    source: Source, read: _Read, rng: np.random.Generator, bad: tuple[BadSample, ...]
+) -> _Prepared:
+    if isinstance(read.raw, DamagedShardError):
+        raise read.raw
+    sample = from_members(read.raw)
+    pixels_HWC = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
+    return _Prepared(pixels_HWC, draw_captions(sample, source.captions, rng), sample.key, bad)
+
+
+@dataclass(frozen=True)
+class _Read:
+    shard: str
+    index: int
+    raw: RawSample | DamagedShardError
+
+
+class _Cursor:
+    """Reads spans of shards; a span that continues where the last one ended costs no new start."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store, self._manifest = store, manifest
+        self._shard, self._next = -1, 0
+        self._samples: Iterator[RawSample] = iter(())
+
+    def read(self, span: Span) -> list[_Read]:
+        shard = self._manifest.shards[span.shard]
+        if span.shard != self._shard or span.start < self._next:
+            self._shard, self._next = span.shard, 0
+            self._samples = read_shard(self._store, shard)
+        read: list[_Read] = []
+        try:
+            for raw in islice(self._samples, span.start - self._next, span.stop - self._next):
+                read.append(_Read(shard.name, span.start + len(read), raw))
+        except DamagedShardError as error:
+            self._shard = -1
+            lost = range(span.start + len(read), span.stop)
+            read += [_Read(shard.name, index, error) for index in lost]
+        self._next = span.stop
+        return read
+
+
+def _collated(tokenizer: Tokenizer, prepared: list[_Prepared]) -> Batch:
+    captions = [caption for item in prepared for caption in item.captions]
+    ids = torch.from_numpy(tokenizer(captions)).unflatten(0, (len(prepared), -1))
+    return Batch(
+        images_BHWC=torch.from_numpy(np.stack([item.pixels_HWC for item in prepared])),
+        ids_BSL=ids,
+        keys=tuple(item.key for item in prepared),
+        bad=tuple(bad for item in prepared for bad in item.bad),
+    )
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    length = max(part.ids_BSL.shape[2] for part in parts)
+    padded = [
+        torch.nn.functional.pad(part.ids_BSL, (0, length - part.ids_BSL.shape[2])) for part in parts
+    ]
+    return Batch(
+        images_BHWC=torch.cat([part.images_BHWC for part in parts]),
+        ids_BSL=torch.cat(padded),
+        keys=tuple(key for part in parts for key in part.keys),
+        bad=tuple(bad for part in parts for bad in part.bad),
+    )
+
+
+def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, made ahead of their use in a thread; its errors are raised here."""
+    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(message: tuple[bool, T | BaseException | None]) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(message, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if closed.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001 - raised where the items are used
+            put((False, error))
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if not more:
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()

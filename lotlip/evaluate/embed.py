@@ -1,0 +1,84 @@
+"""Images and texts to features, in batches, shared between the workers.
+
+Shape suffixes: N items, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lotlip import distributed
+from lotlip.images import centre_crop, decode, normalise
+from lotlip.model import LoTLIP
+
+T = TypeVar("T")
+_IMAGES_AT_ONCE = 128
+_TEXTS_AT_ONCE = 256
+
+
+@torch.no_grad()
+def embed_images(model: LoTLIP, encoded: Sequence[bytes]) -> Tensor:
+    """Features of encoded images, [N, D] in their order, on the CPU.
+
+    Raises: DataError if one doesn't decode.
+    """
+    size_px = model.config.image.image_size_px
+
+    def embed(batch: Sequence[bytes]) -> Tensor:
+        pixels = np.stack([centre_crop(decode(image), size_px) for image in batch])
+        return model.encode_image(normalise(torch.from_numpy(pixels).to(_device(model))))
+
+    return _shared(model, encoded, embed, _IMAGES_AT_ONCE)
+
+
+@torch.no_grad()
+def embed_texts(model: LoTLIP, texts: Sequence[str], *, official: bool = False) -> Tensor:
+    """Features of texts of any length, [N, D] in their order, on the CPU.
+
+    `official` splits sentences as the authors do, for numbers to be compared with theirs.
+    """
+    tokenizer = model.tokenizer
+    assert tokenizer is not None, "a model that was loaded or trained has its tokenizer"
+    # Texts of like length together: a batch is padded to its longest.
+    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+
+    def embed(batch: Sequence[str]) -> Tensor:
+        ids = torch.from_numpy(tokenizer(batch, official=official))
+        return model.encode_text(ids.to(_device(model)))
+
+    features_ND = _shared(model, [texts[index] for index in by_length], embed, _TEXTS_AT_ONCE)
+    restored_ND = torch.empty_like(features_ND)
+    restored_ND[by_length] = features_ND
+    return restored_ND
+
+
+def _device(model: LoTLIP) -> torch.device:
+    return model.logit_scale.device
+
+
+def _shared(
+    model: LoTLIP, items: Sequence[T], embed: Callable[[Sequence[T]], Tensor], at_once: int
+) -> Tensor:
+    """Every worker embeds a share of the batches; all get all features."""
+    was_training = model.training
+    model.eval()
+    batches = list(_batches(items, at_once))
+    mine = [embed(batch).float().cpu() for batch in batches[distributed.rank() :: _world()]]
+    model.train(was_training)
+    shares = distributed.gather_objects(mine)
+    features = [shares[index % _world()][index // _world()] for index in range(len(batches))]
+    return torch.cat(features) if features else torch.empty(0, model.config.embed_dim)
+
+
+def _world() -> int:
+    return distributed.world_size()
+
+
+def _batches(items: Sequence[T], at_once: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), at_once):
+        yield items[start : start + at_once]

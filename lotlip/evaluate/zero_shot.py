@@ -1,0 +1,81 @@
+"""Zero-shot classification: the class whose prompts lie nearest to the image.
+
+Shape suffixes: N images, C classes, P prompts (templates) of a class, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lotlip.errors import ConfigError, DataError
+from lotlip.evaluate.retrieval import Interval, recall_at, retrieval_ranks
+
+_PROMPTS_AT_ONCE = (
+    4096  # enough to sort by length, without all 80,000 features of ImageNet at a time
+)
+
+
+def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class: every template, the class name in place of its `{}`."""
+    if not class_names or not templates:
+        raise ConfigError("zero-shot needs at least one class name and one template")
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"zero-shot template {template!r} has no {{}} for the class name")
+    return [[template.replace("{}", name) for template in templates] for name in class_names]
+
+
+def classifier(
+    encode_texts: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]
+) -> Tensor:
+    """One unit vector a class, [C, D]: the mean of the unit features of its prompts, renormalised.
+
+    Args:
+        encode_texts: features [texts, D] of a list of texts, of any length.
+        prompts: of each class, equally many; see `prompts_of`.
+    """
+    per_class = len(prompts[0])
+    at_once = max(1, _PROMPTS_AT_ONCE // per_class)
+    blocks = []
+    for start in range(0, len(prompts), at_once):
+        block = prompts[start : start + at_once]
+        texts = [prompt for of_class in block for prompt in of_class]
+        features = normalize(encode_texts(texts).detach().float(), dim=-1)
+        mean_CD = features.unflatten(0, (len(block), per_class)).mean(dim=1)
+        blocks.append(normalize(mean_CD, dim=-1))
+    return torch.cat(blocks)
+
+
+def top_k_hits(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor, k: int) -> Tensor:
+    """Whether the right class is among the first `k`, bool [N]; ties count against the model."""
+    return _class_ranks(image_ND, classifier_CD, labels_N) <= k
+
+
+def zero_shot_report(
+    image_ND: Tensor,
+    classifier_CD: Tensor,
+    labels_N: Tensor,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """The accuracies `top1` and `top5`, each with its 95% interval over the images."""
+    ranks_N = _class_ranks(image_ND, classifier_CD, labels_N)
+    return {
+        f"top{k}": recall_at(ranks_N, k, num_resamples=num_resamples, seed=seed) for k in (1, 5)
+    }
+
+
+def _class_ranks(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor) -> Tensor:
+    num_classes = len(classifier_CD)
+    wrong_N = (labels_N < 0) | (labels_N >= num_classes)
+    if wrong_N.any():
+        index = int(wrong_N.nonzero()[0])
+        raise DataError(
+            f"image {index} has label {int(labels_N[index])}, but there are {num_classes} classes"
+        )
+    return retrieval_ranks(image_ND, classifier_CD, (labels_N, torch.arange(num_classes)))

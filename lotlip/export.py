@@ -1,0 +1,100 @@
+"""A model as a folder, without pickles.
+
+    model.safetensors        the weights, names as in `LoTLIP.state_dict()`
+    config.json              the ModelConfig
+    vocab.txt, tokenizer_config.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+
+from lotlip.configuration import from_dict, to_dict
+from lotlip.errors import CheckpointError
+from lotlip.model.config import ModelConfig
+from lotlip.model.lotlip import LoTLIP
+from lotlip.model.pretrained import (
+    check_tokenizer,
+    load_exactly,
+    load_official,
+    read_json,
+    read_official,
+    read_tensors,
+)
+from lotlip.tokenizer import Tokenizer
+
+_FORMAT = "lotlip-model-v1"
+
+
+def to_files(model: LoTLIP) -> dict[str, bytes]:
+    """The files of a model folder, by name."""
+    if model.tokenizer is None:
+        raise CheckpointError("a model without tokenizer cannot be exported")
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    config = {"format": _FORMAT, "model": to_dict(model.config)}
+    return {
+        "model.safetensors": safetensors.torch.save(weights),
+        "config.json": json.dumps(config, indent=2).encode(),
+        **model.tokenizer.to_files(),
+    }
+
+
+def save(model: LoTLIP, folder: Path) -> None:
+    """Write a model folder; `load` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in to_files(model).items():
+        (folder / name).write_bytes(content)
+
+
+def load(path: str | Path) -> LoTLIP:
+    """The model in an exported folder, in evaluation mode and with its tokenizer.
+
+    Raises: CheckpointError if it is no such folder, is damaged or does not fit its config.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a file: export folders are loaded; for the authors' model.pt run "
+            f"lotlip convert-official {folder} DEST first"
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no model at {folder}: no such folder")
+    content = read_json(folder / "config.json")
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(f"{folder}/config.json is not of format {_FORMAT}: is it a model?")
+    config = from_dict(ModelConfig, content["model"], "model")
+    tokenizer = Tokenizer.load(folder)
+    check_tokenizer(config, tokenizer)
+    model = LoTLIP(config, tokenizer)
+    load_exactly(model, read_tensors(folder), str(folder))
+    return model.eval()
+
+
+def convert_official(
+    checkpoint: Path, destination: Path, *, bert: Path, model_config: ModelConfig
+) -> LoTLIP:
+    """Turn the authors' checkpoint into an export folder.
+
+    `bert` is a folder with the vocabulary of the BERT it was trained from: the checkpoint has
+    none. Raises: CheckpointError; nothing is written then.
+    """
+    model = load_official(read_official(checkpoint), model_config)
+    text = model_config.text
+    model.tokenizer = Tokenizer.from_bert(
+        bert, num_corner_tokens=text.num_corner_tokens, context_length=text.context_length
+    )
+    check_tokenizer(model_config, model.tokenizer)
+    save(model, destination)
+    return model
+
+
+def digest(model: LoTLIP) -> str:
+    """A short name for exactly these weights, this config and this tokenizer."""
+    hashed = hashlib.sha256()
+    for name, content in sorted(to_files(model).items()):
+        hashed.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
+    return hashed.hexdigest()[:16]

@@ -1,0 +1,95 @@
+"""Encoded images to the arrays a model takes.
+
+Shape suffixes: B images, H and W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lotlip.errors import ConfigError, DataError
+
+MAX_PIXELS = 100_000_000  # more is taken for an attack or a mistake
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random crops during training; evaluation takes the centre."""
+
+    min_crop_area: float = 0.9
+    """Smallest share of the image's area that a crop keeps; 1 with `flip` off switches
+    augmentation off, so that features of a locked tower are the same in each epoch."""
+    flip: bool = False
+    """Mirror half of the images; leave off where captions speak of left and right."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_crop_area <= 1.0:
+            raise ConfigError(f"augment.min_crop_area={self.min_crop_area} must be in (0, 1]")
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """The image in RGB, whatever its mode was; transparency is put on white.
+
+    Raises: DataError if it isn't an image, is cut short, or is larger than MAX_PIXELS.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"image of {image.width} x {image.height} px is too large")
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image does not decode: {error}") from error
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def centre_crop(image: Image.Image, size_px: int) -> np.ndarray:
+    """The largest square in the middle, resized (bicubic) to [size, size, 3] uint8."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return _resized(image, size_px, (left, top, left + side, top + side))
+
+
+def random_crop(
+    image: Image.Image, size_px: int, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """A crop of random area, aspect ratio (3:4 to 4:3) and place, [size, size, 3] uint8.
+
+    As timm's RandomResizedCrop, but one that doesn't fit is made to, rather than drawn again.
+    """
+    if config.min_crop_area == 1.0:
+        pixels = centre_crop(image, size_px)
+    else:
+        area = image.width * image.height * rng.uniform(config.min_crop_area, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width = min(np.sqrt(area * ratio), image.width)
+        height = min(np.sqrt(area / ratio), image.height)
+        left = rng.uniform(0, image.width - width)
+        top = rng.uniform(0, image.height - height)
+        pixels = _resized(image, size_px, (left, top, left + width, top + height))
+    if config.flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    return pixels
+
+
+def normalise(pixels_BHWC: Tensor) -> Tensor:
+    """uint8 pixels [B, H, W, 3] to the model's input: floats in [-1, 1], [B, 3, H, W]."""
+    return pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+def _resized(
+    image: Image.Image, size_px: int, box: tuple[float, float, float, float]
+) -> np.ndarray:
+    whole = box == (0, 0, size_px, size_px) and image.size == (size_px, size_px)
+    if not whole:
+        image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+    return np.array(image)

@@ -1,0 +1,111 @@
+"""The dual encoder: an image tower, a text tower with corner tokens, and a temperature.
+
+Shape suffixes: B images on this worker, C channels, H and W pixels, S captions of one image,
+L tokens, N text features of one image, D embedding width, m corner tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lotlip.model.config import ModelConfig
+from lotlip.model.corner_tokens import PAD_ID
+from lotlip.model.image_tower import ImageTower
+from lotlip.model.text_tower import TextTower
+from lotlip.tokenizer import Tokenizer
+
+_MAX_LOG_SCALE = math.log(100.0)
+
+
+class LoTLIP(nn.Module):
+    """Images and texts to unit vectors of one space (Wu et al. 2024).
+
+    `tokenizer` is the one that the text tower was trained with; a model that was built but not
+    yet given one has None.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.image_tower = ImageTower(config.image)
+        self.text_tower = TextTower(config.text)
+        self.image_projection = (
+            nn.Linear(config.image.width, config.embed_dim, bias=False)
+            if config.image.projection
+            else nn.Identity()
+        )
+        self.text_projection = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        nn.init.normal_(self.text_projection.weight, std=config.text.width**-0.5)
+        for parameter in [
+            *self.image_tower.locked_parameters(),
+            *self.text_tower.locked_parameters(),
+        ]:
+            parameter.requires_grad_(False)
+
+    def forward(self, images_BCHW: Tensor, ids_BSL: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features [B, D] and text features [B, N, D] of a training batch."""
+        return self.encode_image(images_BCHW), self.encode_captions(ids_BSL)
+
+    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+        """Images [B, 3, H, W], normalised to [-1, 1], to unit vectors [B, D]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_is_locked):
+            pooled = self.image_tower(images_BCHW)
+        return F.normalize(self.image_projection(pooled).float(), dim=-1)
+
+    def encode_text(self, ids_BL: Tensor) -> Tensor:
+        """Token ids [B, L] to unit vectors [B, D]: the [CLS] feature, for texts of any length."""
+        return F.normalize(self._text_features(ids_BL)[:, 0].float(), dim=-1)
+
+    def encode_captions(self, ids_BSL: Tensor) -> Tensor:
+        """The S captions of each image [B, S, L] to unit vectors [B, 1 + (S-1)(m+1), D].
+
+        Text 0 is the short caption and gives its [CLS]; each long one gives its [CLS] and its
+        corner tokens, in this order.
+        """
+        num_images, num_texts, length = ids_BSL.shape
+        short_BND = self._text_features(_without_padding(ids_BSL[:, 0]))[:, :1]
+        if num_texts == 1:
+            return F.normalize(short_BND.float(), dim=-1)
+        # Short and long texts run apart: padded to one length, the short ones would cost most.
+        long_ids = _without_padding(ids_BSL[:, 1:].reshape(-1, length))
+        long_BND = self._text_features(long_ids).reshape(num_images, -1, short_BND.shape[-1])
+        return F.normalize(torch.cat([short_BND, long_BND], dim=1).float(), dim=-1)
+
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with in the loss: 1 / temperature, within [1, 100]."""
+        return self.logit_scale.clamp(0.0, _MAX_LOG_SCALE).exp()
+
+    @torch.no_grad()
+    def clamp_scale_(self) -> None:
+        """Bring the learnt scale back into its range; due after each step of the optimiser.
+
+        Without it a scale beyond the range would get no gradient any more.
+        """
+        self.logit_scale.clamp_(0.0, _MAX_LOG_SCALE)
+
+    @property
+    def image_tower_is_locked(self) -> bool:
+        """Whether nothing in the image tower learns (its projection may)."""
+        return self.config.image.locked_layers == -1
+
+    def train(self, mode: bool = True) -> LoTLIP:
+        """Training mode; locked modules stay in evaluation mode."""
+        super().train(mode)
+        for module in self.image_tower.locked_modules():
+            module.eval()
+        return self
+
+    def _text_features(self, ids_BL: Tensor) -> Tensor:
+        return self.text_projection(self.text_tower(ids_BL))
+
+
+def _without_padding(ids_BL: Tensor) -> Tensor:
+    """Without the columns at the end in which every text has padding."""
+    length = int((ids_BL != PAD_ID).sum(dim=1).max())
+    return ids_BL[:, :length]

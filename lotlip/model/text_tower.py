@@ -1,0 +1,115 @@
+"""The text tower: BERT with corner tokens.
+
+Shape suffixes: B texts, L tokens, R = 1 + m read positions ([CLS] and the corner tokens), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lotlip.model.config import TextTowerConfig
+from lotlip.model.corner_tokens import PAD_ID, attention_mask
+
+_NORM_EPS = 1e-12  # BERT's
+_INIT_STD = 0.02
+
+
+class Embeddings(nn.Module):
+    """Word pieces, corner tokens and positions. All tokens are of BERT's segment 0."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        # A parameter of its own: it learns where the word pieces are locked, and is in nobody's
+        # pretrained table.
+        self.corners = nn.Parameter(torch.empty(config.num_corner_tokens, config.width))
+        self.positions = nn.Embedding(config.num_positions, config.width)
+        self.segment = nn.Parameter(torch.empty(config.width))
+        self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        table = torch.cat([self.words.weight, self.corners]) if len(self.corners) else None
+        words_BLD = self.words(ids_BL) if table is None else F.embedding(ids_BL, table)
+        position_LD = self.positions.weight[: ids_BL.shape[1]]
+        return self.norm(words_BLD + position_LD + self.segment)
+
+
+class Layer(nn.Module):
+    """Attention and a two-layer perceptron, each added to its input and normalised after it."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
+
+    def forward(self, tokens_BLD: Tensor, mask: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            self._heads(self.query(tokens_BLD)),
+            self._heads(self.key(tokens_BLD)),
+            self._heads(self.value(tokens_BLD)),
+            attn_mask=mask,
+            dropout_p=dropout,
+        )
+        mixed = self.output(mixed.transpose(1, 2).flatten(2))
+        tokens_BLD = self.norm1(tokens_BLD + F.dropout(mixed, dropout))
+        hidden = self.fc2(F.gelu(self.fc1(tokens_BLD)))
+        return self.norm2(tokens_BLD + F.dropout(hidden, dropout))
+
+    def _heads(self, tokens_BLD: Tensor) -> Tensor:
+        return tokens_BLD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class TextTower(nn.Module):
+    """Token ids to the pooled features of [CLS] and the corner tokens, before projection."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_layers)])
+        self.pooler = nn.Linear(config.width, config.width)
+        self._init_weights()
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        """Ids as the tokenizer makes them, [B, L], to [B, 1 + m, D]: [CLS] first."""
+        num_corner_tokens = self.config.num_corner_tokens
+        mask = attention_mask(ids_BL, num_corner_tokens)
+        tokens_BLD = self.embeddings(ids_BL)
+        tokens_BLD = F.dropout(tokens_BLD, self.config.dropout, self.training)
+        for layer in self.layers:
+            tokens_BLD = layer(tokens_BLD, mask)
+        return torch.tanh(self.pooler(tokens_BLD[:, : 1 + num_corner_tokens]))
+
+    def locked_parameters(self) -> list[nn.Parameter]:
+        """Every parameter that does not learn; never the corner tokens."""
+        locked = self.config.locked_layers
+        if locked == -1:
+            modules: list[nn.Module] = [self]
+        else:
+            modules = [self.embeddings, *self.layers[:locked]] if locked else []
+        found = [parameter for module in modules for parameter in module.parameters()]
+        return [parameter for parameter in found if parameter is not self.embeddings.corners]
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+        nn.init.normal_(self.embeddings.corners, std=_INIT_STD)
+        nn.init.normal_(self.embeddings.segment, std=_INIT_STD)
+        with torch.no_grad():
+            self.embeddings.words.weight[PAD_ID].zero_()

@@ -1,0 +1,204 @@
+"""The training loop: a generator that yields after each step.
+
+It runs alike in a test, a notebook and a Ray worker; whoever consumes it decides what is logged,
+evaluated and saved.
+
+Shape suffixes: B images on this worker, H and W pixels, C channels, S captions, L tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lotlip import distributed
+from lotlip.data.order import streams_of
+from lotlip.data.pipeline import BadSample, Batch, DataConfig, Source, batches
+from lotlip.errors import ConfigError, DataError, LotlipError
+from lotlip.images import normalise
+from lotlip.losses import multi_text_loss
+from lotlip.train.optim import OptimConfig, learning_rate
+from lotlip.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how training runs."""
+
+    num_samples: int
+    """Samples seen in total; an epoch is what the data set has, less what doesn't fill a batch."""
+    global_batch: int = 128
+    """Samples a step over all workers: each is the others' negative."""
+    seed: int = 0
+    """Weights, order of samples, drawn captions and augmentation are functions of it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast; auto takes it on GPUs that support it, and fp32 elsewhere."""
+    long_weight: float = 1.0
+    """Weight in the loss of each feature of a long caption; that of the short caption is 1."""
+    log_every_steps: int = 10
+    eval_every_steps: int = 0
+    """0: evaluate at the end only."""
+    save_every_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "global_batch", "log_every_steps", "save_every_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be 1 or more")
+        if self.eval_every_steps < 0 or self.seed < 0 or not self.long_weight > 0:
+            raise ConfigError(
+                "train.eval_every_steps and train.seed must be 0 or more, train.long_weight above 0"
+            )
+        if self.num_samples < self.global_batch:
+            raise ConfigError(
+                f"train.num_samples={self.num_samples} is less than one batch of "
+                f"train.global_batch={self.global_batch}"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_samples // self.global_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step did, on this worker unless said otherwise."""
+
+    step: int
+    """1 for the first."""
+    epoch: int
+    loss: float
+    """Of the global batch."""
+    scale: float
+    lr: float
+    grad_norm: float
+    """Before clipping; of the global batch."""
+    num_samples: int
+    num_tokens: int
+    """Text tokens without padding."""
+    data_wait_s: float
+    step_s: float
+    """Of the whole step, waiting for data included."""
+    bad: tuple[BadSample, ...]
+
+
+def train_steps(
+    state: TrainState, source: Source, *, loop: LoopConfig, optim: OptimConfig, data: DataConfig
+) -> Iterator[Step]:
+    """Train from `state.step` to the end, on the device the model is on.
+
+    Call it on every worker with the same arguments, in a process group if there are several.
+    Raises: ConfigError for a batch, streams and workers that don't fit, DataError, LotlipError
+    for a loss that isn't finite.
+    """
+    device = state.model.logit_scale.device
+    model = distributed.data_parallel(state.model).train()
+    steps_per_epoch = source.epoch(0).steps
+    allowance = BadSampleAllowance(data.max_bad_fraction, source)
+    while state.step < loop.num_steps:
+        epoch, start_step = divmod(state.step, steps_per_epoch)
+        own = streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams)
+        remaining = batches(
+            source,
+            epoch=epoch,
+            start_step=start_step,
+            streams=own,
+            num_processes=data.num_loader_processes,
+        )
+        began = time.perf_counter()
+        for batch in remaining:
+            waited = time.perf_counter() - began
+            allowance.take(epoch, batch)
+            lr = learning_rate(optim, state.step + 1, loop.num_steps)
+            loss, grad_norm = _update(state, model, batch, lr, loop, optim, device)
+            state.step += 1
+            yield Step(
+                step=state.step,
+                epoch=epoch,
+                loss=loss,
+                scale=float(state.model.scale().detach()),
+                lr=lr,
+                grad_norm=grad_norm,
+                num_samples=len(batch.keys),
+                num_tokens=int((batch.ids_BSL != 0).sum()),
+                data_wait_s=waited,
+                step_s=time.perf_counter() - began,
+                bad=batch.bad,
+            )
+            if state.step == loop.num_steps:
+                break
+            began = time.perf_counter()
+
+
+def _update(
+    state: TrainState,
+    model: nn.Module,
+    batch: Batch,
+    lr: float,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    device: torch.device,
+) -> tuple[float, float]:
+    """One optimizer step; the loss and the gradient's norm."""
+    torch.manual_seed(hash((loop.seed, state.step, distributed.rank())))  # dropout
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    images_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True))
+    ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
+    with autocast(loop.precision, device):
+        image_BD, text_BND = model(images_BCHW, ids_BSL)
+    loss = multi_text_loss(
+        image_BD, text_BND, state.model.scale(), long_weight=loop.long_weight
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = _clipped(model, optim.max_grad_norm)
+    value = float(distributed.mean(loss))
+    if not torch.isfinite(torch.tensor([value, grad_norm])).all():
+        raise LotlipError(
+            f"step {state.step + 1}: the loss is {value}, the gradient's norm {grad_norm}; lower "
+            f"optim.lr={optim.lr} or lengthen optim.warmup_steps={optim.warmup_steps}"
+        )
+    state.optimizer.step()
+    state.model.clamp_scale_()
+    return value, grad_norm
+
+
+def _clipped(model: nn.Module, max_norm: float) -> float:
+    limit = max_norm or float("inf")
+    norm: Tensor = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return float(norm)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a model runs at a precision; features come out in fp32 always."""
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = precision == "bf16" or (precision == "auto" and supported)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+class BadSampleAllowance:
+    """Counts a worker's bad samples and stops the run above the share that is allowed."""
+
+    def __init__(self, max_fraction: float, source: Source) -> None:
+        per_worker = source.manifest.num_samples / distributed.world_size()
+        self.limit = int(max_fraction * per_worker)
+        self.max_fraction = max_fraction
+        self.bad: list[BadSample] = []
+        self.epoch = -1
+
+    def take(self, epoch: int, batch: Batch) -> None:
+        """Raises: DataError with the first bad samples of the epoch, once there are too many."""
+        if epoch != self.epoch:
+            self.epoch, self.bad = epoch, []
+        self.bad += batch.bad
+        if len(self.bad) > self.limit:
+            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self.bad[:5])
+            raise DataError(
+                f"{len(self.bad)} bad samples on this worker in epoch {epoch}, more than "
+                f"data.max_bad_fraction={self.max_fraction} allows: {listed}"
+            )

@@ -1,0 +1,98 @@
+"""The Ray cluster: the one whose address is given, else one of this process' own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from lotlip.errors import ClusterError, ConfigError
+
+# Without PASSIVE torch's threads spin while they wait and, on a busy machine, slow each other down
+# many times over.
+_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What a training run asks of the cluster."""
+
+    num_workers: int = 1
+    """Training processes; with GPUs, one for each."""
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    max_failures: int = 2
+    """Restarts from the last checkpoint after a worker died; errors in config or data are never
+    retried."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.max_failures < 0:
+            raise ConfigError(
+                f"cluster.num_workers={self.num_workers} must be 1 or more, "
+                f"cluster.max_failures={self.max_failures} 0 or more"
+            )
+        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
+            raise ConfigError(
+                f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0, "
+                f"cluster.gpus_per_worker={self.gpus_per_worker} 0 or more"
+            )
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection to Ray, ended with the block: nothing of ours runs on afterwards.
+
+    The address is taken from RAY_ADDRESS; without it a local Ray is started. A connection that
+    exists already is used and left open. Raises: ClusterError.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            **({} if address else local),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClusterError(
+            f"cannot connect to Ray at {address or 'this machine'}: {reason}; start it, or unset "
+            "RAY_ADDRESS to use one of your own"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def store_environment() -> dict[str, str]:
+    """How this process reaches the store; workers put it into their own environment.
+
+    It travels as an argument of theirs, not in Ray's runtime environment, which dashboards show.
+    """
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def check_resources(config: ClusterConfig) -> None:
+    """Raises: ClusterError if the cluster, even when idle, can't hold the workers."""
+    has = ray.cluster_resources()
+    asked = {
+        "CPU": config.num_workers * config.cpus_per_worker,
+        "GPU": config.num_workers * config.gpus_per_worker,
+    }
+    for kind, amount in asked.items():
+        if amount > has.get(kind, 0.0):
+            raise ClusterError(
+                f"cluster.num_workers={config.num_workers} needs {amount:g} {kind}s, the cluster "
+                f"has {has.get(kind, 0.0):g}: lower it or cluster.{kind.lower()}s_per_worker"
+            )

@@ -1,0 +1,125 @@
+"""From YAML files and `key=value` arguments to frozen config dataclasses.
+
+The order is: defaults, preset of the model, file, arguments. Environment variables are read as
+`${oc.env:NAME}`. Nothing changes a config once it is built.
+
+The dataclasses are built by `lotlip.configuration` rather than by OmegaConf's structured configs:
+its errors name the key in one line and propose the nearest known one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lotlip.configuration import from_dict, to_dict
+from lotlip.errors import ConfigError
+from lotlip.model import PRESETS
+
+T = TypeVar("T")
+
+
+def load_config(cls: type[T], file: str, overrides: Sequence[str] = ()) -> T:
+    """The config of a file with the arguments on top.
+
+    `file` is a path, or the name of a shipped config such as `train/scenes`.
+    Raises: ConfigError.
+    """
+    return build_config(cls, _merged(find_config(file), overrides))
+
+
+def build_config(cls: type[T], values: dict[str, Any]) -> T:
+    """The config of plain values, the model's preset filled in. Raises: ConfigError."""
+    if isinstance(values.get("model"), dict):
+        values = {**values, "model": _with_preset(values["model"])}
+    return from_dict(cls, values)
+
+
+def dump_config(config: Any) -> str:
+    """The resolved config as YAML; loading it again gives an equal config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The config as dotted keys: `model.text.num_corner_tokens`."""
+    return dict(_flat(to_dict(config), ""))
+
+
+def find_config(file: str) -> Path:
+    """Raises: ConfigError that lists the shipped configs."""
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    for folder in _shipped_folders():
+        shipped = folder / f"{file.removesuffix('.yaml')}.yaml"
+        if shipped.is_file():
+            return shipped
+    raise ConfigError(f"there is no config {file}; shipped ones: {', '.join(shipped_configs())}")
+
+
+def shipped_configs() -> list[str]:
+    """Names that `find_config` takes without a path."""
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in _shipped_folders()
+        for path in folder.rglob("*.yaml")
+    }
+    return sorted(found)
+
+
+@functools.cache
+def _shipped_folders() -> list[Path]:
+    """The wheel carries jobs/configs; a checkout has it beside the package."""
+    package = Path(str(resources.files("lotlip_platform")))
+    folders = [package / "configs", package.parents[1] / "jobs" / "configs"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _merged(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"{override!r} is not of the form key=value")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no keys: it should be a YAML file of key: value")
+    return {str(key): value for key, value in values.items()}
+
+
+def _with_preset(model: dict[str, Any]) -> dict[str, Any]:
+    name = model.get("preset", next(iter(PRESETS)))
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset={name!r} must be one of {', '.join(PRESETS)}")
+    return _deep_merged(to_dict(PRESETS[name]), model)
+
+
+def _deep_merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _deep_merged(merged[key], value) if both else value
+    return merged
+
+
+def _flat(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())

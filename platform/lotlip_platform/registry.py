@@ -1,0 +1,116 @@
+"""Registered models: how they get into MLflow, and how they are found again."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from PIL import Image
+
+import lotlip
+from lotlip.errors import CheckpointError, TrackingError
+from lotlip.model import LoTLIP
+from lotlip_platform import tracking
+
+CANDIDATE = "candidate"
+_REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors", "webdataset", "pillow", "ftfy")
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def register(tracked: tracking.TrackedRun, files: Mapping[str, bytes], *, name: str) -> str:
+    """Log an export folder to its run and register it under `name`, with alias `candidate`.
+
+    Returns its address `models:/NAME/VERSION`. Raises: TrackingError.
+    """
+    serving = Path(__file__).parent / "serving_model.py"
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        tracking.failures_named(tracked.uri),
+        tracking.resumed(tracked),
+    ):
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        for file_name, content in files.items():
+            (folder / file_name).write_bytes(content)
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(serving),
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(lotlip.__file__).parent)],
+            signature=_signature(),
+            input_example=_input_example(),
+            pip_requirements=_requirements(),
+            registered_model_name=name,
+            await_registration_for=60,
+        )
+        number = str(logged.registered_model_version)
+        tracked.client.set_registered_model_alias(name, CANDIDATE, number)
+    return f"models:/{name}/{number}"
+
+
+def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
+    """A model by any of its names: an export folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION`
+    or the id of an MLflow run.
+
+    Raises: CheckpointError, TrackingError.
+    """
+    if Path(model).expanduser().exists() or not _is_remote(model):
+        return lotlip.load(model)
+    client = tracking.connect(tracking_uri)
+    uri = tracking.tracking_uri(tracking_uri)
+    source = model if model.startswith("models:/") else _model_of_run(client, model, uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = mlflow.artifacts.download_artifacts(source, dst_path=temporary)
+        except MlflowException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrackingError(f"{uri} has no model {model}: {reason}") from error
+        found = sorted(Path(folder).rglob("model.safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"{model} is not a model of lotlip: it has no model.safetensors")
+        return lotlip.load(found[0].parent)
+
+
+def _is_remote(model: str) -> bool:
+    return model.startswith("models:/") or bool(_RUN_ID.fullmatch(model))
+
+
+def _model_of_run(client: mlflow.MlflowClient, run_id: str, uri: str) -> str:
+    with tracking.failures_named(uri):
+        outputs = client.get_run(run_id).outputs
+    if not outputs or not outputs.model_outputs:
+        raise TrackingError(f"run {run_id} at {uri} has no model: did it finish?")
+    return f"models:/{outputs.model_outputs[-1].model_id}"
+
+
+def _signature() -> ModelSignature:
+    text_or_image = [
+        ColSpec(DataType.string, "image", required=False),
+        ColSpec(DataType.string, "text", required=False),
+    ]
+    return ModelSignature(inputs=Schema(text_or_image))
+
+
+def _input_example() -> pd.DataFrame:
+    """One row with both: a small grey picture and a text."""
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "grey").save(png, "PNG")
+    return pd.DataFrame(
+        {"image": [base64.b64encode(png.getvalue()).decode()], "text": ["a grey square"]}
+    )
+
+
+def _requirements() -> list[str]:
+    """What the model needs where it is served; a local build of torch counts as its release."""
+    pins = [f"{package}=={version(package).partition('+')[0]}" for package in _REQUIREMENTS]
+    return [f"mlflow=={version('mlflow')}", *pins]

@@ -1,0 +1,139 @@
+"""The folder of a training run in the store: config, tokenizer, checkpoints, model, result.
+
+    RUN/config.json                     the resolved config; a run is resumed with the same only
+    RUN/tokenizer/...
+    RUN/run.json                        the MLflow run, once there is one
+    RUN/checkpoints/step-00000500/      state.safetensors, then commit.json
+    RUN/model/...                       the exported model, once training is done
+    RUN/result.json                     the final metrics; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lotlip.configuration import to_dict
+from lotlip.data.store import Store
+from lotlip.errors import CheckpointError, ConfigError
+from lotlip.tokenizer import Tokenizer
+
+_CONFIG, _RUN, _RESULT = "config.json", "run.json", "result.json"
+_STATE, _COMMIT = "state.safetensors", "commit.json"
+_MAY_CHANGE = ("cluster", "tracking", "checkpoint")
+"""Groups of the config that don't change what is learnt: a run resumes with other ones."""
+
+
+class RunFolder:
+    """Reads and writes one run's folder. Every object is written wholly or not at all."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    def check_claim(self, config: Any) -> None:
+        """Raises: ConfigError that names the first key in which an earlier run here differs."""
+        if not self.store.exists(_CONFIG):
+            return
+        key = _first_difference(self._read_json(_CONFIG), to_dict(config), ignored=_MAY_CHANGE)
+        if key:
+            raise ConfigError(
+                f"{self.uri} holds a run with another {key}: give this one another name=..., or "
+                "delete that folder"
+            )
+
+    def claim(self, config: Any) -> None:
+        """Make the folder this config's own."""
+        self.check_claim(config)
+        self._write_json(_CONFIG, to_dict(config))
+
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        for name, content in tokenizer.to_files().items():
+            self.store.write(f"tokenizer/{name}", content)
+
+    def read_tokenizer(self) -> Tokenizer | None:
+        names = self.store.list("tokenizer/")
+        if len(names) < 2:
+            return None
+        files = {name.removeprefix("tokenizer/"): self.store.read(name) for name in names}
+        return Tokenizer.from_files(files)
+
+    def save_checkpoint(self, step: int, state: bytes, *, keep_last: int) -> None:
+        """Write a checkpoint, commit it, then remove the oldest beyond `keep_last`."""
+        name = f"checkpoints/step-{step:08d}"
+        self.store.write(f"{name}/{_STATE}", state)
+        commit = {"sha256": hashlib.sha256(state).hexdigest(), "num_bytes": len(state)}
+        self._write_json(f"{name}/{_COMMIT}", commit)
+        for old in self._committed()[:-keep_last]:
+            # The commit goes first: what is left of a removal is never taken for a checkpoint.
+            self.store.delete(f"checkpoints/{old}/{_COMMIT}")
+            self.store.delete(f"checkpoints/{old}/{_STATE}")
+
+    def latest_checkpoint(self, on_damage: Callable[[str], None]) -> tuple[str, bytes] | None:
+        """Address and content of the newest whole checkpoint.
+
+        A damaged one is told to `on_damage`, and the one before it is taken.
+        """
+        for name in reversed(self._committed()):
+            commit = self._read_json(f"checkpoints/{name}/{_COMMIT}")
+            where = f"{self.uri}/checkpoints/{name}"
+            if self.store.exists(f"checkpoints/{name}/{_STATE}"):
+                state = self.store.read(f"checkpoints/{name}/{_STATE}")
+                if hashlib.sha256(state).hexdigest() == commit.get("sha256"):
+                    return where, state
+            on_damage(f"{where} is damaged: going back to the checkpoint before it")
+        return None
+
+    def write_model(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            self.store.write(f"model/{name}", content)
+
+    def read_model(self) -> dict[str, bytes]:
+        names = self.store.list("model/")
+        return {name.removeprefix("model/"): self.store.read(name) for name in names}
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        self._write_json(_RESULT, result)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a run that is done, None for any other."""
+        return self._read_json(_RESULT) if self.store.exists(_RESULT) else None
+
+    def write_tracked(self, tracked: Mapping[str, Any]) -> None:
+        self._write_json(_RUN, tracked)
+
+    def read_tracked(self) -> dict[str, Any]:
+        return self._read_json(_RUN) if self.store.exists(_RUN) else {}
+
+    def _committed(self) -> list[str]:
+        """Names of committed checkpoints, the oldest first."""
+        names = self.store.list("checkpoints/")
+        found = (re.fullmatch(rf"checkpoints/(step-\d+)/{_COMMIT}", name) for name in names)
+        return sorted(match[1] for match in found if match)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self.store.write(name, json.dumps(content, indent=1).encode())
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads(self.store.read(name))
+        except ValueError as error:
+            raise CheckpointError(f"{self.uri}/{name} is damaged: {error}") from error
+
+
+def _first_difference(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], *, ignored: tuple[str, ...] = ()
+) -> str:
+    for key in {**earlier, **now}:
+        if key in ignored or earlier.get(key) == now.get(key):
+            continue
+        if isinstance(earlier.get(key), dict) and isinstance(now.get(key), dict):
+            return f"{key}.{_first_difference(earlier[key], now[key])}"
+        return f"{key}={earlier.get(key)!r}"
+    return ""

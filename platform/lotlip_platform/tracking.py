@@ -1,0 +1,265 @@
+"""MLflow runs: what is logged, and how a run always ends.
+
+Metrics go to the server in a thread of their own, so training neither waits for it nor dies with
+it. With `registry.py` and `serving_model.py` this is all that knows MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from requests.exceptions import RequestException
+
+from lotlip.errors import ConfigError, TrackingError
+from lotlip_platform.local_services import home
+from lotlip_platform.run_guard import RunGuard
+
+FAILURES = (MlflowException, RequestException, OSError)
+"""What an unreachable or unwilling server looks like from here."""
+_FLUSH_S = 30.0  # how long the end of a run waits for metrics that are still under way
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""MLflow's own defaults wait for a dead server for minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run is recorded."""
+
+    uri: str = ""
+    """MLflow server. Empty: MLFLOW_TRACKING_URI, else a SQLite file in the lotlip home."""
+    experiment: str = "lotlip"
+    registered_model: str = "lotlip"
+    """Name under which the model is registered; empty registers nothing."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment:
+            raise ConfigError("tracking.experiment must not be empty")
+
+
+def tracking_uri(given: str = "") -> str:
+    """The address of the tracking server: as given, from the environment, or the local file."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+
+
+def connect(given: str = "") -> MlflowClient:
+    """A client of a server that answers. Raises: TrackingError within seconds if it doesn't."""
+    uri = tracking_uri(given)
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if uri.startswith(("http://", "https://")):
+        _check_answers(uri)
+    elif uri.startswith("sqlite:///"):
+        home().mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(uri)
+    with failures_named(uri):
+        return MlflowClient(uri)
+
+
+@contextmanager
+def failures_named(uri: str) -> Iterator[None]:
+    """Turns MLflow's errors into one line. Raises: TrackingError."""
+    try:
+        yield
+    except FAILURES as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(f"MLflow at {uri} failed: {reason}") from error
+
+
+class TrackedRun:
+    """One MLflow run, from `open_run` to its end."""
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        self.client, self.uri, self.run_id = client, uri, run_id
+        self.lost = 0
+        """Things to be sent later that the server did not take."""
+        self._queue: queue.Queue[Callable[[], object]] = queue.Queue()
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender.start()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send metrics at the server's leisure. Names are as in `train/loss`."""
+        now = int(time.time() * 1000)
+        batch = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        self._queue.put(lambda: self.client.log_batch(self.run_id, metrics=batch))
+
+    def log_file(self, name: str, content: bytes) -> None:
+        """Add an artifact such as `figures/curves.png`. Raises: TrackingError."""
+        directory, _, base = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as folder, failures_named(self.uri):
+            path = Path(folder) / base
+            path.write_bytes(content)
+            self.client.log_artifact(self.run_id, str(path), directory or None)
+
+    def log_file_later(self, name: str, content: bytes) -> None:
+        """Like `log_file`, at the server's leisure as metrics are."""
+        self._queue.put(lambda: self.log_file(name, content))
+
+    def history(self, metric: str) -> list[tuple[float, float]]:
+        """(step, value) of a metric over all the run's lives; empty if the server is away."""
+        try:
+            points = self.client.get_metric_history(self.run_id, metric)
+        except FAILURES:
+            return []
+        return sorted({point.step: point.value for point in points}.items())
+
+    def log_dataset(self, uri: str, *, digest: str, context: str) -> None:
+        """Record which data a run read, as MLflow's lineage. Raises: TrackingError."""
+        with failures_named(self.uri):
+            dataset = MetaDataset(resolve_dataset_source(uri), name=_short_name(uri), digest=digest)
+            tags = [InputTag(key=MLFLOW_DATASET_CONTEXT, value=context)]
+            entity = DatasetInput(dataset=dataset._to_mlflow_entity(), tags=tags)
+            self.client.log_inputs(self.run_id, [entity])
+
+    def set_tag(self, name: str, value: str) -> None:
+        with failures_named(self.uri):
+            self.client.set_tag(self.run_id, name, value)
+
+    def flush(self) -> None:
+        """Wait until all that was to be sent later is sent, but not for ever."""
+        sent = threading.Event()
+        self._queue.put(sent.set)
+        sent.wait(_FLUSH_S)
+
+    def _send(self) -> None:
+        while True:
+            call = self._queue.get()
+            try:
+                call()
+            except (*FAILURES, TrackingError):
+                self.lost += 1
+
+
+def _short_name(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2] or uri
+
+
+@contextmanager
+def open_run(
+    client: MlflowClient,
+    uri: str,
+    *,
+    experiment: str,
+    name: str,
+    run_id: str | None,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> Iterator[TrackedRun]:
+    """An MLflow run for the length of the block; `run_id` continues an earlier one.
+
+    It ends FINISHED, FAILED if the block raises, or KILLED if it was interrupted, and KILLED also
+    if this process is killed outright. Raises: TrackingError.
+    """
+    with failures_named(uri):
+        run_id = _reopened(client, run_id) or _created(client, experiment, name, params)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    guard = RunGuard(uri, run_id)
+    tracked = TrackedRun(client, uri, run_id)
+    monitor = _system_metrics(run_id, uri)
+    status = RunStatus.FAILED
+    try:
+        yield tracked
+        status = RunStatus.FINISHED
+    except (KeyboardInterrupt, SystemExit):
+        status = RunStatus.KILLED
+        raise
+    finally:
+        monitor.finish()
+        tracked.flush()
+        try:
+            client.set_terminated(run_id, RunStatus.to_string(status))
+            guard.release()
+        except FAILURES:
+            guard.abandon(RunStatus.to_string(status))
+
+
+def end_orphan(uri: str, run_id: str, status: str) -> None:
+    """End a run whose process is gone, trying for ten minutes."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        try:
+            MlflowClient(uri).set_terminated(run_id, status)
+            return
+        except FAILURES:
+            time.sleep(10)
+
+
+def _check_answers(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError as error:
+        reason = f"it answered {error.code} to /health"
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
+    raise TrackingError(
+        f"no MLflow server at {uri} ({reason}): start one with lotlip up, correct tracking.uri or "
+        "MLFLOW_TRACKING_URI, or unset it to use a local file"
+    )
+
+
+def _reopened(client: MlflowClient, run_id: str | None) -> str | None:
+    """The run, running again; None if it was deleted or belongs to another server."""
+    if run_id is None:
+        return None
+    try:
+        client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run_id
+
+
+def _created(
+    client: MlflowClient, experiment: str, name: str, params: Mapping[str, Any]
+) -> str:
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    run = client.create_run(experiment_id, run_name=name)
+    client.log_batch(
+        run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()]
+    )
+    return run.info.run_id
+
+
+def _system_metrics(run_id: str, uri: str) -> SystemMetricsMonitor:
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor
+
+
+@contextmanager
+def resumed(tracked: TrackedRun) -> Iterator[None]:
+    """Make the run MLflow's active one, for those of its functions that know no other way.
+
+    Leaving the block doesn't end the run.
+    """
+    mlflow.start_run(run_id=tracked.run_id, log_system_metrics=False)
+    try:
+        yield
+    finally:
+        mlflow.end_run(RunStatus.to_string(RunStatus.RUNNING))

@@ -1,0 +1,358 @@
+"""`lotlip train`: from a config to a trained, evaluated and registered model.
+
+The driver prepares the run folder, lets Ray Train run `train_worker` on every worker, and meanwhile
+passes on what rank 0 tells: to MLflow and to whoever watches.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from lotlip.configuration import to_dict
+from lotlip.data.manifest import Manifest, read_manifest
+from lotlip.data.order import EpochOrder, streams_of
+from lotlip.data.shards import read_samples
+from lotlip.errors import ClusterError, DataError, LotlipError
+from lotlip.evaluate.figures import curves
+from lotlip.evaluate.retrieval import Interval
+from lotlip.model.pretrained import check_tokenizer, find_folder
+from lotlip.tokenizer import Tokenizer
+from mlflow import MlflowClient
+
+from lotlip_platform import registry, tracking
+from lotlip_platform.cluster import check_resources, connected, store_environment
+from lotlip_platform.config import dump_config, flat
+from lotlip_platform.local_services import home
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.storage import open_store
+from lotlip_platform.train_config import TrainConfig
+from lotlip_platform.train_worker import train_worker
+
+_LISTEN_S = 0.3
+
+Event = dict[str, Any]
+Watch = Callable[[Event], None]
+"""Sees every event of the workers, and those of the driver: kind `note`, `started`, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run leaves behind."""
+
+    folder: str
+    """The run folder; its `model` is an export folder."""
+    run_id: str
+    tracking_uri: str
+    model_uri: str
+    """`models:/NAME/VERSION`, or empty if the model was not to be registered."""
+    digest: str
+    metrics: dict[str, Interval]
+
+
+def train(config: TrainConfig, watch: Watch) -> TrainResult:
+    """Train, or resume the run of this name; a run that is done is only registered if it isn't yet.
+
+    Raises: LotlipError; whatever is wrong with config, data, tracking or cluster is said before
+    anything is written.
+    """
+    manifest = _checked_data(config)
+    client = tracking.connect(config.tracking.uri)
+    folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
+    folder.check_claim(config)
+    if folder.read_result() is None:
+        with connected():
+            check_resources(config.cluster)
+            tokenizer = folder.read_tokenizer() or _make_tokenizer(config, manifest)
+            check_tokenizer(config.model, tokenizer)
+            folder.claim(config)
+            folder.write_tokenizer(tokenizer)
+            with _tracked(config, client, folder, manifest) as tracked:
+                watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
+                _fit(config, folder, tracked, watch)
+                _register(config, folder, tracked)
+    elif _lacks_registration(config, folder):
+        watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
+        with _tracked(config, client, folder, manifest) as tracked:
+            _register(config, folder, tracked)
+    else:
+        watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
+    return _result(folder)
+
+
+def _result(folder: RunFolder) -> TrainResult:
+    result, tracked = folder.read_result(), folder.read_tracked()
+    if result is None:
+        raise ClusterError(f"the workers ended without a result in {folder.uri}: run it again")
+    return TrainResult(
+        folder=folder.uri,
+        run_id=tracked["run_id"],
+        tracking_uri=tracked["tracking_uri"],
+        model_uri=tracked.get("model_uri", ""),
+        digest=result["digest"],
+        metrics={name: Interval(**values) for name, values in result["metrics"].items()},
+    )
+
+
+def _checked_data(config: TrainConfig) -> Manifest:
+    """Raises: ConfigError, DataError for what would otherwise stop the workers later."""
+    manifest = read_manifest(open_store(config.data.train))
+    loop, order = config.train, config.data.order
+    EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
+    streams_of(0, config.cluster.num_workers, order.num_streams)
+    if config.captions.num_sub_captions:
+        _check_captioners(config, manifest)
+    if config.eval.data:
+        held_out = read_manifest(open_store(config.eval.data))
+        if held_out.num_samples < config.eval.num_samples:
+            raise DataError(
+                f"eval.data={config.eval.data} has {held_out.num_samples} samples, "
+                f"eval.num_samples={config.eval.num_samples} were asked for"
+            )
+    return manifest
+
+
+def _check_captioners(config: TrainConfig, manifest: Manifest) -> None:
+    has = [name.removeprefix("long.") for name in manifest.captions if name.startswith("long.")]
+    missing = [name for name in config.captions.captioners if name not in has]
+    if missing or not has:
+        raise DataError(
+            f"data.train={config.data.train} has no long captions"
+            f"{f' by {missing[0]}' if missing else ''}; it has: {', '.join(has) or 'none'}"
+        )
+
+
+def _make_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
+    text = config.model.text
+    pretrained = config.tokenizer.pretrained
+    if pretrained:
+        return Tokenizer.from_bert(
+            find_folder(pretrained, "tokenizer.pretrained"),
+            num_corner_tokens=text.num_corner_tokens,
+            context_length=text.context_length,
+        )
+    samples = read_samples(open_store(config.data.train), manifest)
+    return Tokenizer.learn(
+        (
+            caption
+            for sample in islice(samples, config.tokenizer.num_samples)
+            for caption in (sample.short, *sample.long.values())
+        ),
+        vocab_size=text.vocab_size,
+        num_corner_tokens=text.num_corner_tokens,
+        context_length=text.context_length,
+    )
+
+
+@contextmanager
+def _tracked(
+    config: TrainConfig, client: MlflowClient, folder: RunFolder, manifest: Manifest
+) -> Iterator[tracking.TrackedRun]:
+    """The MLflow run of this folder, with all in it that is known beforehand."""
+    uri = tracking.tracking_uri(config.tracking.uri)
+    earlier = folder.read_tracked()
+    known = earlier.get("run_id") if earlier.get("tracking_uri") == uri else None
+    with tracking.open_run(
+        client,
+        uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        run_id=known,
+        params=flat(config),
+        tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
+    ) as tracked:
+        if tracked.run_id != known:
+            folder.write_tracked({"run_id": tracked.run_id, "tracking_uri": uri})
+            tracked.log_file("config.yaml", dump_config(config).encode())
+            tracked.log_dataset(config.data.train, digest=manifest.digest, context="training")
+            if config.eval.data:
+                held_out = read_manifest(open_store(config.eval.data))
+                tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
+        yield tracked
+
+
+def code_tags() -> dict[str, str]:
+    """Which code runs: the commit of a checkout (with `+changes` if it has any), and versions."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    changed = commit and git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "code_version": f"{commit}{'+changes' if changed else ''}" or version("lotlip-platform"),
+        "lotlip_version": version("lotlip-platform"),
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "ray_version": ray.__version__,
+    }
+
+
+def _fit(config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch) -> None:
+    """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
+    mailbox = Mailbox.remote()
+    listener = _Listener(tracked, watch)
+    for attempt in range(config.cluster.max_failures + 1):
+        failure = _run_workers(config, folder, mailbox, listener)
+        if failure is None:
+            break
+        users_own = _lotlip_error(failure)
+        if users_own is not None:
+            raise users_own
+        reason = _first_line(failure)
+        if attempt == config.cluster.max_failures:
+            raise ClusterError(
+                f"training failed {attempt + 1} times, last with: {reason}; the run resumes from "
+                f"its last checkpoint when started again"
+            ) from failure
+        listener.note(f"the workers failed ({reason}): starting them again")
+    listener.finish(config)
+
+
+def _run_workers(
+    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: _Listener
+) -> Exception | None:
+    """One life of the workers; what ended it early.
+
+    Ray Train waits in a thread, so that the main one can listen, and can be interrupted.
+    """
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": to_dict(config),
+            "run": folder.uri,
+            "environment": store_environment(),
+            "mailbox": mailbox,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.cluster.num_workers,
+            use_gpu=config.cluster.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": config.cluster.cpus_per_worker,
+                **({"GPU": g} if (g := config.cluster.gpus_per_worker) else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{config.name}-{time.time_ns()}", storage_path=str(home() / "ray-train")
+        ),
+    )
+    failures: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller judges it
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LISTEN_S)
+        listener.take(mailbox)
+    return failures[0] if failures else None
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """What the workers have told and the driver not yet read."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+class _Listener:
+    """Passes on what the workers tell: to MLflow, and to whoever watches."""
+
+    def __init__(self, tracked: tracking.TrackedRun, watch: Watch) -> None:
+        self._tracked, self._watch = tracked, watch
+        self._bad: list[dict[str, Any]] = []
+
+    def note(self, text: str) -> None:
+        self._watch({"kind": "note", "text": text})
+
+    def take(self, mailbox: Any) -> None:
+        for event in ray.get(mailbox.take.remote()):
+            if event["kind"] == "metrics":
+                self._tracked.log_metrics(event["metrics"], event["step"])
+            elif event["kind"] == "evaluated":
+                report = event["report"]
+                metrics = {
+                    f"eval/{report.benchmark}/{name}": interval.value
+                    for name, interval in report.metrics.items()
+                }
+                self._tracked.log_metrics(metrics, event["step"])
+            elif event["kind"] == "file":
+                self._tracked.log_file_later(event["name"], event["content"])
+            elif event["kind"] == "bad":
+                self._bad += event["samples"]
+            self._watch(event)
+
+    def finish(self, config: TrainConfig) -> None:
+        """Once all have told all: the curves, and the list of bad samples."""
+        self._tracked.flush()
+        bad = "".join(json.dumps(sample) + "\n" for sample in self._bad)
+        self._tracked.log_file_later("bad_samples.jsonl", bad.encode())
+        recall = {
+            name: f"eval/{config.eval.benchmark}/{name}"
+            for name in ("long_text_to_image_r1", "short_text_to_image_r1")
+        }
+        panels = {
+            "loss": {"train/loss": self._tracked.history("train/loss")},
+            "recall@1": {name: self._tracked.history(key) for name, key in recall.items()},
+        }
+        figure = curves(panels, xlabel="step", title=config.name)
+        self._tracked.log_file_later("figures/curves.png", figure)
+
+
+def _lotlip_error(failure: BaseException | None) -> LotlipError | None:
+    """The user's error inside what Ray raised, if there is one."""
+    if failure is None or isinstance(failure, LotlipError):
+        return failure
+    inner = [*getattr(failure, "worker_failures", {}).values(), getattr(failure, "cause", None)]
+    found = (_lotlip_error(error) for error in [*inner, failure.__cause__])
+    return next((error for error in found if error is not None), None)
+
+
+def _first_line(failure: Exception) -> str:
+    inner = list(getattr(failure, "worker_failures", {}).values())
+    lines = [line.strip() for line in str(inner[0] if inner else failure).splitlines()]
+    return next((line for line in reversed(lines) if line), type(failure).__name__)[:200]
+
+
+def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:
+    return bool(config.tracking.registered_model) and "model_uri" not in folder.read_tracked()
+
+
+def _register(config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun) -> None:
+    """Log the exported model to its run, register it, and remember that in the folder."""
+    if not config.tracking.registered_model:
+        return
+    model_uri = registry.register(
+        tracked, folder.read_model(), name=config.tracking.registered_model
+    )
+    folder.write_tracked({**folder.read_tracked(), "model_uri": model_uri})

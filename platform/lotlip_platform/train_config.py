@@ -1,0 +1,71 @@
+"""The config of `lotlip train`: one dataclass of those that lie beside the code they steer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from lotlip.captions import CaptionConfig
+from lotlip.data.pipeline import DataConfig
+from lotlip.errors import ConfigError
+from lotlip.evaluate.benchmarks import EvalConfig
+from lotlip.images import AugmentConfig
+from lotlip.model import ModelConfig
+from lotlip.train.loop import LoopConfig
+from lotlip.train.optim import OptimConfig
+from lotlip_platform.cluster import ClusterConfig
+from lotlip_platform.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Where the word pieces come from."""
+
+    pretrained: str = ""
+    """A BERT folder or hub name, whose vocabulary is taken. Empty: learnt on the captions."""
+    num_samples: int = 20_000
+    """Samples whose captions a vocabulary is learnt from."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"tokenizer.num_samples={self.num_samples} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run while it trains."""
+
+    keep_last: int = 2
+    """Newest checkpoints kept; the one before is what a damaged one falls back to."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ConfigError(f"checkpoint.keep_last={self.keep_last} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All of a training run."""
+
+    name: str
+    """The run's name and its folder in the store. Running the same name again resumes it."""
+    store: str = ""
+    """Where run folders lie: a folder or s3://BUCKET/PREFIX. Empty: `runs` in the lotlip home."""
+    model: ModelConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: LoopConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigError(
+                f"name={self.name!r} must be made of letters, digits, '.', '_' and '-': it names "
+                "a folder"
+            )

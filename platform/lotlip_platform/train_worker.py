@@ -1,0 +1,181 @@
+"""What runs on each training worker: the loop of `lotlip.train`, its checkpoints and evaluations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray.train.torch
+import torch
+
+from lotlip import distributed, export
+from lotlip.data.manifest import read_manifest
+from lotlip.data.pipeline import Source
+from lotlip.data.sample import Sample
+from lotlip.evaluate.benchmarks import Report, read_benchmark, retrieval_figure, run_benchmark
+from lotlip.model import LoTLIP
+from lotlip.model.pretrained import build
+from lotlip.tokenizer import Tokenizer
+from lotlip.train import state as train_state
+from lotlip.train.loop import Step, train_steps
+from lotlip.train.optim import make_optimizer
+from lotlip.train.state import TrainState
+from lotlip_platform.config import build_config
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.storage import open_store
+from lotlip_platform.train_config import TrainConfig
+
+Send = Callable[[dict[str, Any]], None]
+"""Tells the driver; of every kind of event below, one dictionary."""
+
+
+def train_worker(arguments: Mapping[str, Any]) -> None:
+    """The function that Ray Train runs on every worker.
+
+    `arguments`: the resolved `config` as plain values, the `run` folder's address, the
+    `environment` that leads to the store, and the `mailbox` of the driver.
+    """
+    os.environ.update(arguments["environment"])
+    config = build_config(TrainConfig, arguments["config"])
+    folder = RunFolder(open_store(arguments["run"]))
+    mailbox = arguments["mailbox"]
+
+    def send(event: dict[str, Any]) -> None:
+        mailbox.put.remote(event)
+
+    tokenizer = folder.read_tokenizer()
+    assert tokenizer is not None, "the driver writes it before it starts workers"
+    source = make_source(config, tokenizer)
+    held_out = _held_out(config)
+    state = _resumed(config, tokenizer, folder, send)
+    meter = _Meter(send)
+    for step in train_steps(
+        state, source, loop=config.train, optim=config.optim, data=config.data
+    ):
+        meter.take(step)
+        last = step.step == config.train.num_steps
+        if step.step % config.train.log_every_steps == 0 or last:
+            meter.log(step)
+        every = config.train.eval_every_steps
+        if held_out and every and step.step % every == 0 and not last:
+            _evaluate(config, state.model, held_out, step.step, send)
+            meter.restart()
+        if step.step % config.train.save_every_steps == 0 or last:
+            if distributed.rank() == 0:
+                content = train_state.to_bytes(state)
+                folder.save_checkpoint(
+                    step.step, content, keep_last=config.checkpoint.keep_last
+                )
+                send({"kind": "saved", "step": step.step})
+            meter.restart()
+    _finish(config, state, held_out, folder, send)
+
+
+def make_source(config: TrainConfig, tokenizer: Tokenizer) -> Source:
+    """What the batches are made of. Raises: DataError."""
+    store = open_store(config.data.train)
+    return Source(
+        store=store,
+        manifest=read_manifest(store),
+        tokenizer=tokenizer,
+        captions=config.captions,
+        augment=config.augment,
+        order=config.data.order,
+        image_size_px=config.model.image.image_size_px,
+        global_batch=config.train.global_batch,
+        seed=config.train.seed,
+    )
+
+
+def _held_out(config: TrainConfig) -> list[Sample]:
+    if not config.eval.data:
+        return []
+    store = open_store(config.eval.data)
+    return read_benchmark(store, read_manifest(store), config.eval.num_samples)
+
+
+def _resumed(
+    config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Send
+) -> TrainState:
+    """The state to train on from: that of the newest checkpoint, or a new one."""
+    torch.manual_seed(config.train.seed)
+    model = build(config.model, tokenizer).to(ray.train.torch.get_device())
+    state = TrainState(model, make_optimizer(model, config.optim))
+
+    def note(text: str) -> None:
+        if distributed.rank() == 0:
+            send({"kind": "note", "text": text})
+
+    checkpoint = folder.latest_checkpoint(on_damage=note)
+    if checkpoint is not None:
+        where, content = checkpoint
+        train_state.from_bytes(state, content, where)
+        note(f"resuming at step {state.step} of {config.train.num_steps}")
+    return state
+
+
+def _evaluate(
+    config: TrainConfig, model: LoTLIP, held_out: list[Sample], step: int, send: Send
+) -> Report:
+    """Every worker takes part, rank 0 reports."""
+    report, features = run_benchmark(config.eval.benchmark, model, held_out)
+    if distributed.rank() == 0:
+        send({"kind": "evaluated", "step": step, "report": report})
+        if step == config.train.num_steps:
+            figure = retrieval_figure(features, held_out)
+            send({"kind": "file", "name": "figures/retrieval.png", "content": figure})
+    return report
+
+
+def _finish(
+    config: TrainConfig, state: TrainState, held_out: list[Sample], folder: RunFolder, send: Send
+) -> None:
+    """Evaluate and export what was learnt; the result, written last, marks the run as done."""
+    report = _evaluate(config, state.model, held_out, state.step, send) if held_out else None
+    if distributed.rank() == 0:
+        folder.write_model(export.to_files(state.model))
+        metrics = report.metrics if report else {}
+        folder.write_result(
+            {
+                "steps": state.step,
+                "digest": export.digest(state.model),
+                "metrics": {name: vars(interval) for name, interval in metrics.items()},
+            }
+        )
+
+
+@dataclass
+class _Meter:
+    """Averages the steps between two logs; rank 0 sends them, bad samples come from all."""
+
+    send: Send
+    steps: list[Step] = field(default_factory=list)
+
+    def take(self, step: Step) -> None:
+        self.steps.append(step)
+        if step.bad:
+            self.send({"kind": "bad", "samples": [vars(bad) for bad in step.bad]})
+        if distributed.rank() == 0:
+            self.send({"kind": "step", "step": step.step, "loss": step.loss})
+
+    def log(self, step: Step) -> None:
+        seconds = sum(taken.step_s for taken in self.steps)
+        world = distributed.world_size()
+        if distributed.rank() == 0 and seconds > 0:
+            metrics = {
+                "train/loss": sum(taken.loss for taken in self.steps) / len(self.steps),
+                "train/scale": step.scale,
+                "train/lr": step.lr,
+                "train/grad_norm": step.grad_norm,
+                "train/epoch": float(step.epoch),
+                "train/samples_per_s": world * sum(s.num_samples for s in self.steps) / seconds,
+                "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,
+                "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
+            }
+            self.send({"kind": "metrics", "step": step.step, "metrics": metrics})
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps = []
