@@ -14,13 +14,15 @@ from lotlip.errors import ConfigError
 T = TypeVar("T")
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """Build a config dataclass, and those inside it.
 
     `path` is the dotted key of `values` in the whole config, for the messages.
     Raises: ConfigError for an unknown key (with the nearest known one), a wrong type, a missing
     value, and whatever the dataclasses themselves refuse.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or 'the config'} must be a group of keys, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for name in values:
@@ -38,9 +40,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as JSON and YAML can hold it."""
-    return {
-        field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def unknown_key(path: str, name: str, known: list[str]) -> str:
@@ -63,8 +63,6 @@ def _join(path: str, name: Any) -> str:
 def _value(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} must be a group of keys, got {value!r}")
         return from_dict(hint, value, path)
     if origin is Literal:
         return _choice(typing.get_args(hint), value, path)
@@ -96,7 +94,9 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)  # a name such as 2024 needs no quotes
-    if hint is not Any and (not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)):
+    if hint is not Any and (
+        not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)
+    ):
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{path} must be {name.get(hint, hint)}, got {value!r}")
     return value

@@ -1,8 +1,8 @@
 """A model as a folder, without pickles.
 
-    model.safetensors        the weights, names as in `LoTLIP.state_dict()`
-    config.json              the ModelConfig
-    vocab.txt, tokenizer_config.json
+model.safetensors        the weights, names as in `LoTLIP.state_dict()`
+config.json              the ModelConfig
+vocab.txt, tokenizer_config.json
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import safetensors.torch
 
 from lotlip.configuration import from_dict, to_dict
-from lotlip.errors import CheckpointError
+from lotlip.errors import CheckpointError, ConfigError
 from lotlip.model.config import ModelConfig
 from lotlip.model.lotlip import LoTLIP
 from lotlip.model.pretrained import (
@@ -44,10 +44,14 @@ def to_files(model: LoTLIP) -> dict[str, bytes]:
 
 
 def save(model: LoTLIP, folder: Path) -> None:
-    """Write a model folder; `load` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in to_files(model).items():
-        (folder / name).write_bytes(content)
+    """Write a model folder; `load` reads it. Raises: CheckpointError."""
+    files = to_files(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"cannot write a model to {folder}: {error.strerror}") from error
 
 
 def load(path: str | Path) -> LoTLIP:
@@ -66,9 +70,12 @@ def load(path: str | Path) -> LoTLIP:
     content = read_json(folder / "config.json")
     if content.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}/config.json is not of format {_FORMAT}: is it a model?")
-    config = from_dict(ModelConfig, content["model"], "model")
-    tokenizer = Tokenizer.load(folder)
-    check_tokenizer(config, tokenizer)
+    try:
+        config = from_dict(ModelConfig, content.get("model"), "model")
+        tokenizer = Tokenizer.load(folder)
+        check_tokenizer(config, tokenizer)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} is damaged or of another version: {error}") from error
     model = LoTLIP(config, tokenizer)
     load_exactly(model, read_tensors(folder), str(folder))
     return model.eval()
@@ -80,7 +87,7 @@ def convert_official(
     """Turn the authors' checkpoint into an export folder.
 
     `bert` is a folder with the vocabulary of the BERT it was trained from: the checkpoint has
-    none. Raises: CheckpointError; nothing is written then.
+    none. Raises: CheckpointError, ConfigError; nothing is written then.
     """
     model = load_official(read_official(checkpoint), model_config)
     text = model_config.text

@@ -45,6 +45,9 @@ def decode(encoded: bytes) -> Image.Image:
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image does not decode: {error}") from error
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits of grey at 255 rather than scale them.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -77,6 +77,11 @@ def read_manifest(store: Store) -> Manifest:
         )
     try:
         content = json.loads(store.read(NAME))
+        if content["format"] != _FORMAT:
+            raise DataError(
+                f"{store.uri}/{NAME} has format {content['format']!r}, this version reads "
+                f"{_FORMAT!r}: write the data set again or take the matching version"
+            )
         manifest = Manifest(
             shards=tuple(Shard(**shard) for shard in content["shards"]),
             captions=content["captions"],

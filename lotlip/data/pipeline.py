@@ -122,22 +122,34 @@ def batches(
     )
     parts = iter(loader)
     while group := list(islice(parts, num_processes)):
-        yield _joined(group)
+        yield _joined([_raised(part) for part in group])
 
 
-class _Parts(IterableDataset[Batch]):
-    """The share of a loader process in each batch of its worker."""
+class _Parts(IterableDataset["Batch | DataError"]):
+    """The share of a loader process in each batch of its worker; last an error, if there is one.
+
+    The error is handed over as it is: raised here, the loader would wrap it in a traceback.
+    """
 
     def __init__(self, source: Source, epoch: int, start_step: int, streams: range) -> None:
         self.arguments = source, epoch, start_step, streams
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | DataError]:
         source, epoch, start_step, streams = self.arguments
         info = get_worker_info()
         assert info is not None, "only loader processes iterate"
         each = len(streams) // info.num_workers
         mine = streams[info.id * each : (info.id + 1) * each]
-        yield from _read(source, epoch=epoch, start_step=start_step, streams=mine)
+        try:
+            yield from _read(source, epoch=epoch, start_step=start_step, streams=mine)
+        except DataError as error:
+            yield error
+
+
+def _raised(part: Batch | DataError) -> Batch:
+    if isinstance(part, DataError):
+        raise part
+    return part
 
 
 def _read(source: Source, *, epoch: int, start_step: int, streams: range) -> Iterator[Batch]:
@@ -178,20 +190,23 @@ def _prepare_slot(
     Half a block away is far enough that the two don't meet in a batch as false negatives.
     """
     bad: tuple[BadSample, ...] = ()
-    for attempt in range(len(block)):
-        read = block[slot] if attempt == 0 else block[(slot + len(block) // 2 + attempt) % len(block)]
+    others = range(slot + len(block) // 2, slot + len(block) // 2 + len(block))
+    for place in (slot, *others):
+        read = block[place % len(block)]
         try:
             return _prepare(source, read, rng, bad)
         except DataError as error:
             bad = bad or (BadSample(read.shard, read.index, str(error)),)
-    raise DataError(f"no readable sample in a whole block; the first: {bad[0].shard}: {bad[0].reason}")
+    raise DataError(
+        f"no readable sample in a whole block; the first: {bad[0].shard}: {bad[0].reason}"
+    )
 
 
 def _prepare(
     source: Source, read: _Read, rng: np.random.Generator, bad: tuple[BadSample, ...]
 ) -> _Prepared:
     if isinstance(read.raw, DamagedShardError):
-        raise read.raw
+        raise DataError(str(read.raw))  # anew: a stored error would gather tracebacks
     sample = from_members(read.raw)
     pixels_HWC = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
     return _Prepared(pixels_HWC, draw_captions(sample, source.captions, rng), sample.key, bad)

@@ -36,7 +36,12 @@ class Sample:
 
 
 def to_members(sample: Sample) -> dict[str, Any]:
-    """The sample as webdataset's TarWriter takes it."""
+    """The sample as webdataset's TarWriter takes it.
+
+    Raises: DataError for a key with a dot in its last part: webdataset takes the rest for a suffix.
+    """
+    if not sample.key.rpartition("/")[2] or "." in sample.key.rpartition("/")[2]:
+        raise DataError(f"sample key {sample.key!r} must have a name without dots; rename it")
     text = {
         "short": sample.short,
         "long": dict(sample.long),
@@ -47,7 +52,9 @@ def to_members(sample: Sample) -> dict[str, Any]:
     return {
         "__key__": sample.key,
         sample.image_suffix: sample.image,
-        "json": json.dumps(text, ensure_ascii=False, sort_keys=True).encode(),
+        "json": json.dumps(text, ensure_ascii=False, sort_keys=True).encode(
+            errors="surrogatepass"  # half a surrogate pair, as broken escapes leave behind
+        ),
     }
 
 
@@ -61,7 +68,7 @@ def from_members(members: Mapping[str, Any]) -> Sample:
         raise DataError(f"sample {key}: no json beside the image")
     try:
         text = json.loads(members["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"sample {key}: its json does not parse: {error}") from error
     if not isinstance(text, dict) or not isinstance(text.get("short"), str):
         raise DataError(f"sample {key}: its json has no text 'short'")

@@ -17,6 +17,7 @@ from lotlip.data.sample import Sample, from_members, to_members
 from lotlip.data.store import Store
 from lotlip.errors import DataError
 
+
 class DamagedShardError(DataError):
     """A shard whose bytes arrived whole but don't hold what its manifest says."""
 
@@ -30,7 +31,10 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
-    """Write one shard. The same samples give the same bytes, wherever and whenever."""
+    """Write one shard. The same samples give the same bytes, wherever and whenever.
+
+    Raises: DataError if a key can't be read back, or the store can't be written.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         num_samples = 0
@@ -92,7 +96,7 @@ def write_dataset(
 def read_shard(store: Store, shard: Shard) -> Iterator[RawSample]:
     """The samples of a shard in their order, undecoded.
 
-    Samples before a damage are yielded. Raises: DamagedShardError if the tar is torn or holds
+    Samples before a damage are yielded, but perhaps the one just before it. Raises: DamagedShardError if the tar is torn or holds
     another number of samples than its manifest says, DataError if it is missing or changed.
     """
     num_read = 0
@@ -121,9 +125,20 @@ def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
 
 def _members(stream: BinaryIO, where: str) -> Iterator[RawSample]:
     try:
-        yield from group_by_keys(tar_file_iterator(stream, handler=_reraise), handler=_reraise)
+        files = tar_file_iterator(stream, handler=_reraise)
+        located = ({"__url__": where, **file} for file in files)
+        yield from group_by_keys(located, handler=_reraise)
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DamagedShardError(f"{where} is damaged: {error}") from error
+        raise DamagedShardError(f"{where} is damaged: {_reason(error)}") from error
+    except DataError as error:
+        raise DataError(_reason(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The error's text without the stream and the arguments that webdataset appends to it."""
+    return str(error.args[0] if error.args else error).partition(" @ ")[0]
 
 
 def _reraise(error: BaseException) -> bool:

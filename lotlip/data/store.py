@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from lotlip.errors import DataError
+
+
+_PART = ".part-"  # files that are being written, or whose writer was killed
 
 
 class Store(Protocol):
@@ -75,31 +79,48 @@ class FolderStore:
         found = os.fstat(file.fileno()).st_size
         if num_bytes is not None and found != num_bytes:
             file.close()
-            raise DataError(f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? Copy it again")
+            raise DataError(
+                f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? Copy it again"
+            )
         return file
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
-            return file.read()
+            try:
+                return file.read()
+            except OSError as error:
+                raise _unreadable(self._path(name), error) from error
 
     def write(self, name: str, data: bytes) -> None:
         self._replace(name, lambda file: file.write(data))
 
     def write_file(self, name: str, path: Path) -> None:
-        with Path(path).open("rb") as source:
+        with FolderStore(path.parent).open(path.name) as source:
             self._replace(name, lambda file: shutil.copyfileobj(source, file))
 
     def list(self, prefix: str = "") -> list[str]:
         if not self.root.is_dir():
             return []
-        names = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        names = (
+            path.relative_to(self.root).as_posix()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.name.startswith(_PART)
+        )
         return sorted(name for name in names if name.startswith(prefix))
 
     def exists(self, name: str) -> bool:
-        return self._path(name).is_file()
+        path = self._path(name)
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def delete(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot delete {path}: {error.strerror or error}") from error
 
     def at(self, folder: str) -> FolderStore:
         return FolderStore(self._path(folder))
@@ -110,23 +131,27 @@ class FolderStore:
             raise DataError(f"{name!r} is not a name inside {self.root}")
         return path
 
-    def _replace(self, name: str, fill) -> None:
+    def _replace(self, name: str, fill: Callable[[BinaryIO], object]) -> None:
         path = self._path(name)
         temporary: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_PART)
             with os.fdopen(handle, "wb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
+            temporary = None
         except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(
+                f"cannot write {path}: {reason}; free some space or choose another place"
+            ) from error
+        finally:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
-            reason = error.strerror or str(error)
-            raise DataError(f"cannot write {path}: {reason}; free some space or choose another place") from error
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

@@ -89,9 +89,7 @@ def read_benchmark(store: Store, manifest: Manifest, num_samples: int) -> list[S
     return samples
 
 
-def run_benchmark(
-    name: str, model: LoTLIP, samples: Sequence[Sample]
-) -> tuple[Report, Features]:
+def run_benchmark(name: str, model: LoTLIP, samples: Sequence[Sample]) -> tuple[Report, Features]:
     """Meet a benchmark. In a process group, all workers call it and all get the answer.
 
     Raises: ConfigError for an unknown name, DataError for samples that don't fit it.
@@ -180,9 +178,7 @@ def _fact_retrieval(
     text_TD = features.short_ND[telling]
     to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_TN[a:b])
     told = true_TN.any(dim=0)
-    to_text = retrieval_ranks(
-        features.image_ND[told], text_TD, lambda a, b: true_TN.T[told][a:b]
-    )
+    to_text = retrieval_ranks(features.image_ND[told], text_TD, lambda a, b: true_TN.T[told][a:b])
     report = {f"image_to_text_r{k}": recall_at(to_text, k) for k in RECALL_AT}
     return report | {f"text_to_image_r{k}": recall_at(to_image, k) for k in RECALL_AT}
 

@@ -138,7 +138,12 @@ PRESETS = {
             image_size_px=32, patch_size_px=16, width=32, num_layers=2, num_heads=2
         ),
         text=TextTowerConfig(
-            vocab_size=1024, context_length=96, num_positions=128, width=32, num_layers=2, num_heads=2
+            vocab_size=1024,
+            context_length=96,
+            num_positions=128,
+            width=32,
+            num_layers=2,
+            num_heads=2,
         ),
     ),
     "scenes": ModelConfig(
@@ -156,7 +161,12 @@ PRESETS = {
             locked_layers=-1,
         ),
         text=TextTowerConfig(
-            vocab_size=1024, context_length=128, num_positions=128, width=64, num_layers=2, num_heads=4
+            vocab_size=1024,
+            context_length=128,
+            num_positions=128,
+            width=64,
+            num_layers=2,
+            num_heads=4,
         ),
     ),
     "small": ModelConfig(

@@ -6,6 +6,8 @@ D width.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +73,7 @@ class ConvStem(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = (3, 24, 48, 64, width)
-        for num_in, num_out in zip(channels[:-2], channels[1:-1], strict=True):
+        for num_in, num_out in itertools.pairwise(channels[:-1]):
             layers += [
                 nn.Conv2d(num_in, num_out, 3, stride=2, padding=1, bias=False),
                 nn.GroupNorm(8, num_out),

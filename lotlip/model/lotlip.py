@@ -95,7 +95,7 @@ class LoTLIP(nn.Module):
         return self.config.image.locked_layers == -1
 
     def train(self, mode: bool = True) -> LoTLIP:
-        """Training mode; locked modules stay in evaluation mode."""
+        """Training mode; locked modules of the image tower stay in evaluation mode."""
         super().train(mode)
         for module in self.image_tower.locked_modules():
             module.eval()

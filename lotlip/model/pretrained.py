@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip.model.config import ModelConfig
+from lotlip.model.image_tower import ImageTower
 from lotlip.model.lotlip import LoTLIP
+from lotlip.model.text_tower import TextTower
 from lotlip.tokenizer import Tokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -49,6 +53,19 @@ _VIT_TO_OURS = (
     (r"layernorm\.", "norm."),
 )
 _TIMM_HEADS = ("head.", "fc_norm.")
+# What torch.load answers to bytes that aren't a PyTorch file, or were one.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer | None = None) -> LoTLIP:
@@ -74,12 +91,13 @@ def check_tokenizer(config: ModelConfig, tokenizer: Tokenizer) -> None:
             raise ConfigError(f"model.text.{name}={ours}, but the tokenizer was made for {theirs}")
 
 
-def load_image_tower(tower: nn.Module, source: str) -> None:
+def load_image_tower(tower: ImageTower, source: str) -> None:
     """Fill an image tower from a folder or hub name, in timm's or transformers' layout.
 
     A classification head and transformers' pooler are left out; nothing else is.
     """
     folder = find_folder(source, "model.image.pretrained")
+    _check_heads(folder, tower.config.num_heads, "model.image")
     state = {
         key.removeprefix("vit."): value
         for key, value in read_tensors(folder).items()
@@ -91,12 +109,13 @@ def load_image_tower(tower: nn.Module, source: str) -> None:
     load_exactly(tower, state, str(folder))
 
 
-def load_bert(tower: nn.Module, source: str) -> None:
+def load_bert(tower: TextTower, source: str) -> None:
     """Fill a text tower from a Hugging Face BERT folder or hub name; corner tokens stay random.
 
     Pretraining heads are left out. Where the pretrained model has no pooler, ours stays random.
     """
     folder = find_folder(source, "model.text.pretrained")
+    _check_heads(folder, tower.config.num_heads, "model.text")
     state = read_tensors(folder)
     if any(key.startswith("bert.") for key in state):
         state = {k.removeprefix("bert."): v for k, v in state.items() if k.startswith("bert.")}
@@ -145,7 +164,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
     """
     content = _torch_load(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not _is_state_dict(state):
         raise CheckpointError(f"{path} holds no state dict of tensors: is it a model.pt of LoTLIP?")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -168,7 +187,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> 
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder: model.safetensors, else pytorch_model.bin. Raises: CheckpointError."""
+    """What model.safetensors holds, else pytorch_model.bin. Raises: CheckpointError."""
     path = folder / "model.safetensors"
     try:
         if path.is_file():
@@ -177,7 +196,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not (folder / "pytorch_model.bin").is_file():
         raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    return _torch_load(folder / "pytorch_model.bin")
+    state = _torch_load(folder / "pytorch_model.bin")
+    if not _is_state_dict(state):
+        raise CheckpointError(f"{folder}/pytorch_model.bin holds no state dict of tensors")
+    return state
 
 
 def find_folder(source: str, key: str) -> Path:
@@ -207,15 +229,28 @@ def find_folder(source: str, key: str) -> Path:
         ) from error
 
 
-def _torch_load(path: Path) -> dict:
+def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a PyTorch file of plain tensors (nothing else is loaded, for safety)"
-        ) from error
+    except _DAMAGED as error:
+        message = f"{path} is not a PyTorch file of plain tensors; nothing else is loaded"
+        raise CheckpointError(message) from error
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def _check_heads(folder: Path, num_heads: int, key: str) -> None:
+    """The weights have the same shapes for any number of heads; transformers' config tells it."""
+    path = folder / "config.json"
+    found = read_json(path).get("num_attention_heads") if path.is_file() else None
+    if found not in (None, num_heads):
+        raise CheckpointError(f"{folder} has {found} heads, but {key}.num_heads={num_heads}")
 
 
 def _bert_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -229,9 +264,7 @@ def _bert_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return ours
 
 
-def _renamed(
-    state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]
-) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         for pattern, replacement in rules:

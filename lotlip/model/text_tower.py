@@ -13,7 +13,7 @@ from lotlip.model.config import TextTowerConfig
 from lotlip.model.corner_tokens import PAD_ID, attention_mask
 
 _NORM_EPS = 1e-12  # BERT's
-_INIT_STD = 0.02
+_BERT_WIDTH, _BERT_INIT_STD = 768, 0.02
 
 
 class Embeddings(nn.Module):
@@ -24,7 +24,12 @@ class Embeddings(nn.Module):
         self.words = nn.Embedding(config.vocab_size, config.width)
         # A parameter of its own: it learns where the word pieces are locked, and is in nobody's
         # pretrained table.
-        self.corners = nn.Parameter(torch.empty(config.num_corner_tokens, config.width))
+        num_corners = config.num_corner_tokens
+        # Where there are none, nothing would ever bring a gradient, which DistributedDataParallel
+        # waits for.
+        self.corners = nn.Parameter(
+            torch.empty(num_corners, config.width), requires_grad=num_corners > 0
+        )
         self.positions = nn.Embedding(config.num_positions, config.width)
         self.segment = nn.Parameter(torch.empty(config.width))
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
@@ -103,13 +108,15 @@ class TextTower(nn.Module):
         return [parameter for parameter in found if parameter is not self.embeddings.corners]
 
     def _init_weights(self) -> None:
+        # BERT's own at BERT's width; a narrower layer needs larger weights to have the same effect.
+        std = _BERT_INIT_STD * (_BERT_WIDTH / self.config.width) ** 0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_INIT_STD)
+                nn.init.normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=_INIT_STD)
-        nn.init.normal_(self.embeddings.corners, std=_INIT_STD)
-        nn.init.normal_(self.embeddings.segment, std=_INIT_STD)
+                nn.init.normal_(module.weight, std=std)
+        nn.init.normal_(self.embeddings.corners, std=std)
+        nn.init.normal_(self.embeddings.segment, std=std)
         with torch.no_grad():
             self.embeddings.words.weight[PAD_ID].zero_()

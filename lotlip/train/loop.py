@@ -151,9 +151,7 @@ def _update(
     ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
     with autocast(loop.precision, device):
         image_BD, text_BND = model(images_BCHW, ids_BSL)
-    loss = multi_text_loss(
-        image_BD, text_BND, state.model.scale(), long_weight=loop.long_weight
-    )
+    loss = multi_text_loss(image_BD, text_BND, state.model.scale(), long_weight=loop.long_weight)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = _clipped(model, optim.max_grad_norm)

@@ -56,9 +56,7 @@ def pretrain(config: SceneTowerConfig) -> Iterator[tuple[TowerStep, ImageTower]]
     heads = nn.Linear(tower_config.width, sum(ATTRIBUTES.values()))
     steps_per_epoch = config.num_scenes // config.batch
     num_steps = config.num_epochs * steps_per_epoch
-    optim = OptimConfig(
-        lr=config.lr, beta2=0.999, weight_decay=0.05, warmup_steps=num_steps // 10
-    )
+    optim = OptimConfig(lr=config.lr, beta2=0.999, weight_decay=0.05, warmup_steps=num_steps // 10)
     optimizer = make_optimizer(nn.ModuleList([tower, heads]), optim)
     rng = np.random.default_rng(SEED)
     for step in range(1, num_steps + 1):

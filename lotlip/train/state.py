@@ -49,16 +49,22 @@ def from_bytes(state: TrainState, content: bytes, where: str) -> None:
     model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     load_exactly(state.model, model, where)
     moments = {k: v for k, v in tensors.items() if k.startswith(_OPTIMIZER)}
+    state.optimizer.state.clear()
+    num_used = 0
     for name, parameter in state.model.named_parameters():
-        own = _moments_of(moments, name, parameter)
+        own = _moments_of(moments, name, parameter) if parameter.requires_grad else {}
         if own:
             state.optimizer.state[parameter] = own
+        num_used += len(own)
+    if num_used < len(moments):
+        raise CheckpointError(
+            f"{where} has moments of parameters that don't learn here: resume with the locked "
+            "layers it was trained with"
+        )
     state.step = int(tensors[_STEP])
 
 
-def _moments_of(
-    moments: dict[str, Tensor], name: str, parameter: Tensor
-) -> dict[str, Tensor]:
+def _moments_of(moments: dict[str, Tensor], name: str, parameter: Tensor) -> dict[str, Tensor]:
     prefix = f"{_OPTIMIZER}{name}."
     return {
         key.removeprefix(prefix): value if key.endswith(".step") else value.to(parameter.device)

@@ -23,7 +23,15 @@ from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 
 CANDIDATE = "candidate"
-_REQUIREMENTS = ("torch", "transformers", "tokenizers", "safetensors", "webdataset", "pillow", "ftfy")
+_REQUIREMENTS = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "webdataset",
+    "pillow",
+    "ftfy",
+)
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 

@@ -1,11 +1,11 @@
 """The folder of a training run in the store: config, tokenizer, checkpoints, model, result.
 
-    RUN/config.json                     the resolved config; a run is resumed with the same only
-    RUN/tokenizer/...
-    RUN/run.json                        the MLflow run, once there is one
-    RUN/checkpoints/step-00000500/      state.safetensors, then commit.json
-    RUN/model/...                       the exported model, once training is done
-    RUN/result.json                     the final metrics; written last
+RUN/config.json                     the resolved config; a run is resumed with the same only
+RUN/tokenizer/...
+RUN/run.json                        the MLflow run, once there is one
+RUN/checkpoints/step-00000500/      state.safetensors, then commit.json
+RUN/model/...                       the exported model, once training is done
+RUN/result.json                     the final metrics; written last
 """
 
 from __future__ import annotations

@@ -234,9 +234,7 @@ def _reopened(client: MlflowClient, run_id: str | None) -> str | None:
     return run_id
 
 
-def _created(
-    client: MlflowClient, experiment: str, name: str, params: Mapping[str, Any]
-) -> str:
+def _created(client: MlflowClient, experiment: str, name: str, params: Mapping[str, Any]) -> str:
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment)
     run = client.create_run(experiment_id, run_name=name)

@@ -23,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from mlflow import MlflowClient
 
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
@@ -33,8 +34,6 @@ from lotlip.evaluate.figures import curves
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.pretrained import check_tokenizer, find_folder
 from lotlip.tokenizer import Tokenizer
-from mlflow import MlflowClient
-
 from lotlip_platform import registry, tracking
 from lotlip_platform.cluster import check_resources, connected, store_environment
 from lotlip_platform.config import dump_config, flat
@@ -206,7 +205,9 @@ def code_tags() -> dict[str, str]:
     }
 
 
-def _fit(config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch) -> None:
+def _fit(
+    config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch
+) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
     mailbox = Mailbox.remote()
     listener = _Listener(tracked, watch)

@@ -51,9 +51,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
     meter = _Meter(send)
-    for step in train_steps(
-        state, source, loop=config.train, optim=config.optim, data=config.data
-    ):
+    for step in train_steps(state, source, loop=config.train, optim=config.optim, data=config.data):
         meter.take(step)
         last = step.step == config.train.num_steps
         if step.step % config.train.log_every_steps == 0 or last:
@@ -65,9 +63,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         if step.step % config.train.save_every_steps == 0 or last:
             if distributed.rank() == 0:
                 content = train_state.to_bytes(state)
-                folder.save_checkpoint(
-                    step.step, content, keep_last=config.checkpoint.keep_last
-                )
+                folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
                 send({"kind": "saved", "step": step.step})
             meter.restart()
     _finish(config, state, held_out, folder, send)

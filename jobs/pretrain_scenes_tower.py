@@ -1,6 +1,6 @@
 """Pretrain the image tower that is shipped for the procedural scenes.
 
-    python jobs/scenes_tower.py lotlip/assets/scenes-image-tower
+python jobs/scenes_tower.py lotlip/assets/scenes-image-tower
 """
 
 import argparse
@@ -22,7 +22,10 @@ def main() -> None:
     for step, tower in pretrain(config):
         if step.step % 20 == 0 or step.step == step.num_steps:
             seconds = time.perf_counter() - start
-            print(f"step {step.step}/{step.num_steps}  loss {step.loss:.4f}  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step.step}/{step.num_steps}  loss {step.loss:.4f}  {seconds:.0f} s",
+                flush=True,
+            )
     accuracy = probe(tower.eval(), config)
     print("linear probe on held-out scenes:", accuracy)
     write_tower(tower, arguments.folder, about={**asdict(config), "linear_probe": accuracy})

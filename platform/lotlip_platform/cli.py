@@ -1,0 +1,62 @@
+"""The command `lotlip`: thin over functions of this package, which work from Python as well.
+
+Exit codes: 0 done, 1 the user's error (one clear line), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from lotlip.errors import LotlipError
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parsed = _parser().parse_args(arguments)
+    # A batch system that stops a job sends SIGTERM: it ends like Ctrl-C, in order.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _enter_local_services()
+        parsed.run(parsed)
+    except LotlipError as error:
+        print(f"lotlip: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lotlip: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does; nothing more can be told to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _enter_local_services() -> None:
+    from lotlip_platform.local_services import use_local_services
+
+    use_local_services()
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Verbs import what they need when they run: help and mistakes answer at once.
+    from lotlip_platform import cli_data, cli_model, cli_services
+
+    parser = argparse.ArgumentParser(
+        prog="lotlip",
+        description="Train, evaluate and search with language-image models for long texts.",
+        epilog="Every command takes --help. The README shows the way from nothing to a model.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
+    for module in (cli_services, cli_data, cli_model):
+        module.add_verbs(verbs)
+    return parser

@@ -1,0 +1,105 @@
+"""The verbs `data scenes`, `data check`, `data stats` and `data show`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lotlip.errors import ConfigError, DataError
+
+
+def add_verbs(verbs: Any) -> None:
+    data = verbs.add_parser("data", help="make data sets, check them, look at them")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+
+    scenes = actions.add_parser("scenes", help="procedural scenes: shards and a manifest")
+    scenes.add_argument("destination", metavar="DEST", help="a folder or s3://BUCKET/PREFIX")
+    scenes.add_argument("--samples", type=int, required=True, metavar="N")
+    scenes.add_argument("--split", choices=("train", "validation", "test"), default="train")
+    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--shard-size", type=int, default=1000, metavar="N")
+    scenes.set_defaults(run=_scenes)
+
+    check = actions.add_parser("check", help="every shard, sample and image, against the manifest")
+    check.add_argument("uri")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(run=_check)
+
+    stats = actions.add_parser("stats", help="caption lengths, as numbers and a histogram")
+    stats.add_argument("uri")
+    stats.add_argument("--samples", type=int, default=0, help="the first so many; default all")
+    stats.add_argument("--out", type=Path, default=Path("stats.png"), metavar="PNG")
+    stats.add_argument("--json", action="store_true")
+    stats.set_defaults(run=_stats)
+
+    show = actions.add_parser("show", help="a contact sheet: images with their captions")
+    show.add_argument("uri")
+    show.add_argument("--samples", type=int, default=12, metavar="N")
+    show.add_argument("--start", type=int, default=0, metavar="N", help="the first sample to show")
+    show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG")
+    show.set_defaults(run=_show)
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Raises: ConfigError if the file can't be written."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write --out {path}: {error.strerror}") from error
+    print(f"picture  {path}")
+
+
+def _scenes(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.datasets import make_scenes
+    from lotlip_platform.progress import bar
+
+    with bar("scenes", "sample") as shown:
+        manifest = make_scenes(
+            arguments.destination,
+            num_samples=arguments.samples,
+            split=arguments.split,
+            seed=arguments.seed,
+            shard_size=arguments.shard_size,
+            on_progress=shown.show,
+        )
+    print(
+        f"{arguments.destination}: {manifest.num_samples:,} samples in {len(manifest.shards)} "
+        f"shards, {manifest.num_bytes / 1e6:.1f} MB, digest {manifest.digest}"
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.dataset_checks import check
+    from lotlip_platform.progress import bar
+
+    with bar("check", "sample") as shown:
+        result = check(arguments.uri, shown.show)
+    if arguments.json:
+        print(json.dumps(asdict(result), indent=1))
+    else:
+        print(
+            f"{arguments.uri}: {result.num_samples:,} samples in {result.num_shards} shards, "
+            f"{result.num_bytes / 1e6:.1f} MB"
+        )
+        for problem in result.problems:
+            print(problem)
+    if result.problems:
+        raise DataError(f"{arguments.uri} has {len(result.problems)} problems")
+
+
+def _stats(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.dataset_views import stats, stats_figure
+
+    found = stats(arguments.uri, num_samples=arguments.samples)
+    print(json.dumps(found.summary(), indent=1) if arguments.json else found.render())
+    write_picture(arguments.out, stats_figure(found))
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.dataset_views import show
+
+    sheet = show(arguments.uri, num_samples=arguments.samples, start=arguments.start)
+    write_picture(arguments.out, sheet)

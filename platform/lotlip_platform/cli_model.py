@@ -1,0 +1,147 @@
+"""The verbs `train`, `eval`, `search` and `convert-official`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lotlip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lotlip_platform.search import Match
+
+MODEL_HELP = "models:/NAME@ALIAS, models:/NAME/VERSION, an MLflow run id, or an export folder"
+
+
+def add_verbs(verbs: Any) -> None:
+    train = verbs.add_parser("train", help="train from a config; the same command resumes")
+    train.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=1e-3")
+    train.add_argument("--json", action="store_true", help="print the result as JSON")
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
+    evaluate.add_argument("model", help=MODEL_HELP)
+    evaluate.add_argument("--bench", action="append", required=True, metavar="NAME=URI")
+    evaluate.add_argument("--samples", type=int, default=0, help="the first so many; default all")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run=_eval)
+
+    search = verbs.add_parser("search", help="find images by a long description")
+    search.add_argument("model", help=MODEL_HELP)
+    search.add_argument("uri", help="the data set to search")
+    search.add_argument("--text", required=True)
+    search.add_argument("--hits", type=int, default=8, metavar="N")
+    search.add_argument("--samples", type=int, default=0, help="the first so many; default all")
+    search.add_argument("--out", type=Path, default=Path("search.png"), metavar="PNG")
+    search.add_argument("--json", action="store_true")
+    search.set_defaults(run=_search)
+
+    convert = verbs.add_parser(
+        "convert-official", help="turn the authors' model.pt into an export folder"
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="model.pt")
+    convert.add_argument("destination", type=Path, metavar="DEST")
+    convert.add_argument("--preset", default="vit-b-16", help="vit-b-16 (default) or vit-b-32")
+    convert.add_argument(
+        "--bert", default="bert-base-uncased", help="folder or hub name with its vocabulary"
+    )
+    convert.set_defaults(run=_convert)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.config import load_config
+    from lotlip_platform.evaluate import table
+    from lotlip_platform.progress import TrainDisplay
+    from lotlip_platform.train import train
+    from lotlip_platform.train_config import TrainConfig
+
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    display = TrainDisplay(config.name, config.train.num_steps)
+    try:
+        result = train(config, display)
+    finally:
+        display.close()
+    if arguments.json:
+        print(json.dumps(asdict(result), indent=1))
+        return
+    if result.metrics:
+        print(table({config.name: result.metrics}))
+    print(f"\nmodel    {result.folder}/model  (weights {result.digest})")
+    print(f"run      {result.run_id} at {result.tracking_uri}")
+    if result.model_uri:
+        print(f"version  {result.model_uri}, alias candidate")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.evaluate import evaluate, table
+
+    benches = {}
+    for bench in arguments.bench:
+        name, given, uri = bench.partition("=")
+        if not (name and given and uri):
+            raise ConfigError(f"--bench {bench!r} is not of the form NAME=URI")
+        benches[name] = uri
+    reports = evaluate(arguments.model, benches, num_samples=arguments.samples)
+    if arguments.json:
+        print(json.dumps([asdict(report) for report in reports], indent=1))
+        return
+    for report in reports:
+        print(f"{report.benchmark}, {report.num_samples} samples, 95% intervals")
+        print(table({arguments.model: report.metrics}))
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.cli_data import write_picture
+    from lotlip_platform.progress import bar
+    from lotlip_platform.registry import fetch
+    from lotlip_platform.search import search, search_sheet
+
+    if arguments.hits < 1 or arguments.samples < 0:
+        raise ConfigError("--hits must be 1 or more, --samples 0 or more")
+    with bar("search", "image") as shown:
+        matches = search(
+            fetch(arguments.model),
+            arguments.uri,
+            arguments.text,
+            num_hits=arguments.hits,
+            num_samples=arguments.samples,
+            on_progress=shown.show,
+        )
+    sheet = search_sheet(arguments.text, matches, heading=f"{arguments.model} in {arguments.uri}")
+    if arguments.json:
+        found = [{"key": m.sample.key, "score": m.score, "short": m.sample.short} for m in matches]
+        print(json.dumps(found, indent=1))
+    else:
+        print(_match_table(matches))
+    write_picture(arguments.out, sheet)
+
+
+def _match_table(matches: list[Match]) -> str:
+    from lotlip_platform.evaluate import aligned
+
+    rows = [
+        [str(place), f"{match.score:.3f}", match.sample.key, match.sample.short]
+        for place, match in enumerate(matches, start=1)
+    ]
+    return aligned([["", "score", "key", "short caption"], *rows])
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from lotlip.export import convert_official
+    from lotlip.model import PRESETS
+    from lotlip.model.pretrained import find_folder
+
+    if arguments.preset not in PRESETS:
+        raise ConfigError(f"--preset {arguments.preset} must be one of {', '.join(PRESETS)}")
+    model = convert_official(
+        arguments.checkpoint,
+        arguments.destination,
+        bert=find_folder(arguments.bert, "--bert"),
+        model_config=PRESETS[arguments.preset],
+    )
+    num_values = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.destination}: {num_values:,} values, every key accounted for")

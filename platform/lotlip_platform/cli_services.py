@@ -1,0 +1,83 @@
+"""The verbs `doctor`, `up`, `down`, `ui` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from lotlip.errors import ClusterError
+from lotlip_platform.progress import say
+
+
+def add_verbs(verbs: Any) -> None:
+    doctor = verbs.add_parser("doctor", help="what works here, what doesn't, what to do about it")
+    doctor.add_argument("--store", default="", metavar="URI", help="a store to write to, read, and clean")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+
+    up = verbs.add_parser("up", help="start the local S3 endpoint, MLflow and Ray")
+    up.add_argument("services", nargs="*", metavar="SERVICE", help="s3, mlflow, ray; default all")
+    up.set_defaults(run=_up)
+
+    down = verbs.add_parser("down", help="end them; the S3 endpoint's objects are lost")
+    down.set_defaults(run=_down)
+
+    ui = verbs.add_parser("ui", help="print the addresses of their pages")
+    ui.add_argument("--open", action="store_true", help="open them in a browser, too")
+    ui.set_defaults(run=_ui)
+
+    demo = verbs.add_parser("demo", help="the whole story on this machine, in some ten minutes")
+    demo.set_defaults(run=_demo)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.doctor import examine, render
+
+    findings = examine(store_uri=arguments.store or None)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        print(render(findings))
+    failed = [finding.name for finding in findings if finding.state == "error"]
+    if failed:
+        raise ClusterError(f"not everything works: {', '.join(failed)}")
+
+
+def _up(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.local_services import SERVICES, environment, up
+
+    running = up(arguments.services or SERVICES, say)
+    for service in running.values():
+        print(f"{service.name:8} {service.url}")
+    print("\nlotlip finds them by itself. For other programs:")
+    for name, value in environment().items():
+        print(f"export {name}={value}")
+
+
+def _down(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.local_services import down
+
+    ended = down()
+    print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    import webbrowser
+
+    from lotlip_platform.local_services import services
+
+    running = services()
+    if not running:
+        raise ClusterError("nothing is running: start it with lotlip up")
+    for service in running.values():
+        print(f"{service.name:8} {service.url}")
+        if arguments.open:
+            webbrowser.open(service.url)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.demo import demo
+
+    demo()

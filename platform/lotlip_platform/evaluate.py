@@ -1,0 +1,63 @@
+"""`lotlip eval`: a model on benchmarks, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lotlip.data.manifest import read_manifest
+from lotlip.errors import ConfigError
+from lotlip.evaluate.benchmarks import BENCHMARKS, Report, read_benchmark, run_benchmark
+from lotlip.evaluate.retrieval import Interval
+from lotlip.model import LoTLIP
+from lotlip_platform.registry import fetch
+from lotlip_platform.storage import open_store
+
+
+def evaluate(model: str, benches: Mapping[str, str], *, num_samples: int = 0) -> list[Report]:
+    """Put a model to benchmarks.
+
+    `model` is any name that `registry.fetch` takes; `benches` maps benchmarks to data sets;
+    `num_samples` 0 takes all samples. Raises: LotlipError.
+    """
+    unknown = [name for name in benches if name not in BENCHMARKS]
+    if unknown:
+        raise ConfigError(
+            f"there is no benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}"
+        )
+    loaded = fetch(model)
+    return [evaluate_on(loaded, name, uri, num_samples) for name, uri in benches.items()]
+
+
+def evaluate_on(model: LoTLIP, benchmark: str, uri: str, num_samples: int) -> Report:
+    """Put a loaded model to one benchmark."""
+    store = open_store(uri)
+    samples = read_benchmark(store, read_manifest(store), num_samples)
+    return run_benchmark(benchmark, model, samples)[0]
+
+
+def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] = ()) -> str:
+    """Metrics down, models across: per cent with the 95% interval.
+
+    `metrics` are the rows; empty takes all.
+    """
+    rows = list(metrics) or list(dict.fromkeys(m for column in columns.values() for m in column))
+    cells = [["", *columns]]
+    for metric in rows:
+        cells.append([metric, *(_cell(column.get(metric)) for column in columns.values())])
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table, a rule below the first."""
+    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None:
+        return "not run"
+    return f"{100 * interval.value:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

@@ -1,0 +1,103 @@
+"""How long work is shown: bars in a terminal, a line now and then in a pipe or a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 15.0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line for the person at the terminal; standard output is kept for answers."""
+    tqdm.write(text, file=file or sys.stderr)
+
+
+class Bar:
+    """Done and total of one piece of work."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._title, self._unit = title, unit
+        self._live = sys.stderr.isatty()
+        self._bar: tqdm[Any] | None = None
+        self._told = time.monotonic()
+        self._began: tuple[float, int] | None = None
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """Bring the display up to date."""
+        if self._began is None:
+            self._began = time.monotonic(), done
+        if self._live:
+            if self._bar is None:
+                self._bar = tqdm(
+                    total=total, initial=done, desc=self._title, unit=f" {self._unit}", leave=True
+                )
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._told > _LINE_EVERY_S or done >= total:
+            self._told = time.monotonic()
+            say(f"{self._title}: {done:,}/{total:,} {self._unit}s{self._left(done, total)}  {note}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _left(self, done: int, total: int) -> str:
+        assert self._began is not None
+        start, at_start = self._began
+        if done <= at_start or done >= total:
+            return ""
+        seconds = (time.monotonic() - start) * (total - done) / (done - at_start)
+        return f", {seconds:.0f} s left"
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Bar]:
+    shown = Bar(title, unit)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+class TrainDisplay:
+    """Shows what `lotlip_platform.train` tells."""
+
+    def __init__(self, name: str, num_steps: int) -> None:
+        self._bar = Bar(name, "step")
+        self._num_steps = num_steps
+        self._speed = ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "step":
+            self._bar.show(
+                event["step"], self._num_steps, f"loss {event['loss']:.3f}{self._speed}"
+            )
+        elif kind == "metrics":
+            metrics = event["metrics"]
+            self._speed = (
+                f"  {metrics['train/samples_per_s']:.0f} samples/s"
+                f"  data wait {metrics['train/data_wait_share']:.0%}"
+            )
+        elif kind == "evaluated":
+            metrics = event["report"].metrics
+            shown = [name for name in metrics if name.endswith(("_r1", "top1"))]
+            values = "  ".join(f"{name} {100 * metrics[name].value:.1f}" for name in shown)
+            say(f"step {event['step']}: {values}")
+        elif kind == "bad":
+            for bad in event["samples"]:
+                say(f"bad sample {bad['shard']}[{bad['index']}]: {bad['reason']}")
+        elif kind == "started":
+            say(f"run {event['run_id']} in {event['folder']}; waiting for workers")
+        elif kind == "note":
+            say(event["text"])
+
+    def close(self) -> None:
+        self._bar.close()

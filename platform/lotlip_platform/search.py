@@ -1,0 +1,69 @@
+"""`lotlip search`: the images of a data set that fit a long description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from lotlip.data.manifest import read_manifest
+from lotlip.data.sample import Sample
+from lotlip.data.shards import read_samples
+from lotlip.errors import ConfigError
+from lotlip.evaluate.embed import embed_images, embed_texts
+from lotlip.evaluate.figures import Hit, retrieval_sheet
+from lotlip.images import decode
+from lotlip.model import LoTLIP
+from lotlip_platform.storage import open_store
+
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Match:
+    """An image that fits, with its cosine to the description."""
+
+    sample: Sample
+    score: float
+
+
+def search(
+    model: LoTLIP,
+    uri: str,
+    text: str,
+    *,
+    num_hits: int = 8,
+    num_samples: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Match]:
+    """The best images of a data set for a description, best first.
+
+    `num_samples` looks at the first images only; 0 looks at all. Memory doesn't grow with them.
+    Raises: ConfigError for an empty description, DataError.
+    """
+    if not text.strip():
+        raise ConfigError("--text is empty: describe what the image should show")
+    store = open_store(uri)
+    manifest = read_manifest(store)
+    total = min(num_samples or manifest.num_samples, manifest.num_samples)
+    query_D = embed_texts(model, [text])[0]
+    samples = islice(read_samples(store, manifest), total)
+    best: list[Match] = []
+    done = 0
+    while batch := list(islice(samples, _AT_ONCE)):
+        scores = embed_images(model, [sample.image for sample in batch]) @ query_D
+        top = torch.topk(scores, min(num_hits, len(batch)))
+        found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        best += [Match(batch[index], score) for score, index in found]
+        best = sorted(best, key=lambda match: -match.score)[:num_hits]
+        done += len(batch)
+        on_progress(done, total)
+    return best
+
+
+def search_sheet(text: str, matches: list[Match], *, heading: str) -> bytes:
+    """The description and the images found, as a PNG."""
+    hits = [Hit(decode(match.sample.image), match.score, right=False) for match in matches]
+    return retrieval_sheet([(text, hits)], heading=heading)

@@ -1,0 +1,107 @@
+"""One of several gloo workers: `python gloo_worker.py RANK WORLD PORT FOLDER`.
+
+It takes its rows of the global batch, brings the loss back through the model as the training loop
+does, twice, and leaves what it found in FOLDER. With WORLD = 1 there is no process group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from lotlip import distributed
+from lotlip.losses import multi_text_loss
+from lotlip.model import PRESETS, LoTLIP
+
+GLOBAL_BATCH = 8
+# (corner tokens, captions an image, weight of the long ones, is the image tower locked)
+CASES = {
+    "plain": (2, 3, 1.0, False),
+    "weighted": (1, 2, 0.3, False),
+    "locked": (2, 2, 1.0, True),
+    "no corners": (0, 3, 1.0, False),
+    "short only": (2, 1, 1.0, False),
+}
+
+
+def make_model(num_corner_tokens: int, locked: bool) -> LoTLIP:
+    torch.manual_seed(0)
+    tiny = PRESETS["tiny"]
+    text = dataclasses.replace(tiny.text, num_corner_tokens=num_corner_tokens)
+    image = dataclasses.replace(tiny.image, projection=True, locked_layers=-locked)
+    return LoTLIP(dataclasses.replace(tiny, text=text, image=image))
+
+
+def make_batch(num_corner_tokens: int, num_texts: int, step: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.rand(GLOBAL_BATCH, 3, 32, 32, generator=generator) * 2 - 1
+    ids = torch.randint(5, 1024, (GLOBAL_BATCH, num_texts, 20), generator=generator)
+    ids[:, :, 0] = 2
+    for corner in range(num_corner_tokens):
+        ids[:, :, 1 + corner] = 1024 + corner
+    for row in range(GLOBAL_BATCH):  # workers have texts of different lengths
+        ids[row, :, 8 + row :] = 0
+    return images, ids
+
+
+def run(case: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The gradients after the second of two steps without an optimiser, and the losses."""
+    num_corner_tokens, num_texts, long_weight, locked = CASES[case]
+    model = make_model(num_corner_tokens, locked)
+    parallel = distributed.data_parallel(model).train()
+    own = slice(rank * GLOBAL_BATCH // world, (rank + 1) * GLOBAL_BATCH // world)
+    found = {}
+    for step in range(2):
+        images, ids = make_batch(num_corner_tokens, num_texts, step)
+        image, text = parallel(images[own], ids[own])
+        loss = multi_text_loss(image, text, model.scale(), long_weight=long_weight)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        found[f"{case}|loss {step}"] = distributed.mean(loss)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[f"{case}|{name}"] = parameter.grad
+    return found
+
+
+def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The gather by itself: order, layout, the gradient, and what else uses that gradient."""
+    # Transposed, so that the rows don't lie one behind the other in memory.
+    rows = (torch.arange(6.0).view(2, 3) + 10 * rank).T.requires_grad_()
+    other = torch.zeros(3 * world, 2, requires_grad=True)
+    everyone = distributed.gather(rows)
+    (everyone + other).backward(torch.full((3 * world, 2), rank + 1.0))
+    assert rows.grad is not None
+    assert other.grad is not None
+    objects = distributed.gather_objects({"rank": rank})
+    assert objects == [{"rank": each} for each in range(world)]
+    return {
+        "gather|rows": everyone.detach(),
+        "gather|rows' gradient": rows.grad,
+        "gather|the other's gradient": other.grad,
+    }
+
+
+def main(rank: int, world: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        store = dist.TCPStore("127.0.0.1", port, world, rank == 0, timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    found = gather_cases(rank, world)
+    for case in CASES:
+        found |= run(case, rank, world)
+    found = {name: value.detach().clone().contiguous() for name, value in found.items()}
+    safetensors.torch.save_file(found, folder / f"{world}-{rank}.safetensors")
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

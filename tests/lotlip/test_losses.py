@@ -1,0 +1,155 @@
+"""The loss against a naive one, and its gradient over real gloo workers."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lotlip.losses import multi_text_loss
+
+WORKER = Path(__file__).with_name("gloo_worker.py")
+
+
+def features(num_images: int = 5, num_texts: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(num_images, 8, generator=generator)
+    text = torch.randn(num_images, num_texts, 8, generator=generator)
+    return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+
+
+def naive_loss(image: Tensor, text: Tensor, scale: float, long_weight: float = 1.0) -> float:
+    """One exponential after the other, in double precision."""
+    num_images, num_texts, _ = text.shape
+    total = 0.0
+    weights = [1.0] + [long_weight] * (num_texts - 1)
+    for n in range(num_texts):
+        logits = [
+            [scale * float(image[i].double() @ text[j, n].double()) for j in range(num_images)]
+            for i in range(num_images)
+        ]
+        for i in range(num_images):
+            row = sum(math.exp(logits[i][j]) for j in range(num_images))
+            column = sum(math.exp(logits[j][i]) for j in range(num_images))
+            own = math.exp(logits[i][i])
+            both = -math.log(own / row) - math.log(own / column)
+            total += weights[n] * both / 2 / num_images
+    return total / sum(weights)
+
+
+@pytest.mark.parametrize("num_texts", [1, 2, 7])
+def test_the_loss_is_the_mean_over_the_text_features(num_texts):
+    image, text = features(num_texts=num_texts)
+    got = float(multi_text_loss(image, text, torch.tensor(14.0)))
+    assert got == pytest.approx(naive_loss(image, text, 14.0), rel=1e-5)
+    each = [float(multi_text_loss(image, text[:, [n]], torch.tensor(14.0))) for n in range(num_texts)]
+    assert got == pytest.approx(sum(each) / num_texts, rel=1e-5)
+
+
+def test_images_and_texts_may_change_places():
+    image, text = features(num_texts=1)
+    scale = torch.tensor(14.0)
+    swapped = multi_text_loss(text[:, 0], image[:, None], scale)
+    torch.testing.assert_close(multi_text_loss(image, text, scale), swapped)
+
+
+@pytest.mark.parametrize("long_weight", [0.25, 3.0])
+def test_long_weight_counts_every_feature_but_the_first(long_weight):
+    image, text = features()
+    got = float(multi_text_loss(image, text, torch.tensor(9.0), long_weight=long_weight))
+    assert got == pytest.approx(naive_loss(image, text, 9.0, long_weight), rel=1e-5)
+    assert got != pytest.approx(naive_loss(image, text, 9.0), rel=1e-3)
+
+
+def test_a_text_feature_meets_only_those_of_its_own_index():
+    image, text = features(num_texts=2)
+    scale = torch.tensor(10.0)
+    mixed = text.clone()
+    mixed[:, 1] = text[[1, 2, 3, 4, 0], 1]
+    change = multi_text_loss(image, mixed, scale) - multi_text_loss(image, text, scale)
+    alone = multi_text_loss(image, mixed[:, 1:], scale) - multi_text_loss(image, text[:, 1:], scale)
+    torch.testing.assert_close(change, alone / 2)
+
+
+def test_a_perfect_match_costs_nothing_and_chance_costs_log_n():
+    same = torch.eye(6)
+    assert float(multi_text_loss(same, same[:, None], torch.tensor(100.0))) < 1e-6
+    blind = torch.ones(6, 4) / 2
+    loss = multi_text_loss(blind, blind[:, None], torch.tensor(100.0))
+    assert float(loss) == pytest.approx(math.log(6))
+
+
+def run_workers(world: int, folder: Path) -> list[dict[str, Tensor]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(world), str(port), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert [worker.returncode for worker in workers] == [0] * world, "\n".join(outputs)
+    return [
+        safetensors.torch.load_file(folder / f"{world}-{rank}.safetensors") for rank in range(world)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> dict[str, Tensor]:
+    return run_workers(1, tmp_path_factory.mktemp("one"))[0]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def workers(request, tmp_path_factory) -> list[dict[str, Tensor]]:
+    return run_workers(request.param, tmp_path_factory.mktemp("several"))
+
+
+@pytest.mark.parametrize("case", ["plain", "weighted", "locked", "no corners", "short only"])
+def test_several_workers_have_the_gradient_of_one(one_process, workers, case):
+    expected = {n: v for n, v in one_process.items() if n.startswith(f"{case}|")}
+    learns_image = f"{case}|image_tower.patch_embed.proj.weight" in expected
+    assert learns_image == (case != "locked")
+    assert f"{case}|logit_scale" in expected
+    assert f"{case}|image_projection.weight" in expected
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for found in workers:
+        assert {n for n in found if n.startswith(f"{case}|")} == set(expected)
+        for name, value in expected.items():
+            if "loss" in name or "scale" in name:
+                assert float(found[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+            difference = float((found[name] - value).abs().max()) / largest
+            assert difference < 1e-6, name
+            own_size = float(value.abs().max())
+            assert float((found[name] - value).abs().max()) <= 1e-4 * own_size + 1e-7, name
+
+
+def test_rows_are_gathered_in_the_order_of_the_ranks(workers):
+    expected = torch.cat([torch.arange(6.0).view(2, 3).T + 10 * r for r in range(len(workers))])
+    for found in workers:
+        assert torch.equal(found["gather|rows"], expected)
+
+
+def test_the_gradient_of_a_row_is_summed_over_the_workers_that_used_it(workers):
+    total = sum(range(1, len(workers) + 1))
+    for rank, found in enumerate(workers):
+        assert (found["gather|rows' gradient"] == total).all()
+        assert (found["gather|the other's gradient"] == rank + 1).all()
