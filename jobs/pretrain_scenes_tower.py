@@ -19,13 +19,14 @@ def main() -> None:
     arguments = parser.parse_args()
     config = SceneTowerConfig(num_epochs=arguments.epochs, num_scenes=arguments.scenes)
     start = time.perf_counter()
-    for step, tower in pretrain(config):
+    tower = None
+    for step, tower in pretrain(config):  # noqa: B007 - the last one is kept
         if step.step % 20 == 0 or step.step == step.num_steps:
             seconds = time.perf_counter() - start
-            print(
-                f"step {step.step}/{step.num_steps}  loss {step.loss:.4f}  {seconds:.0f} s",
-                flush=True,
-            )
+            line = f"step {step.step}/{step.num_steps}  loss {step.loss:.4f}  {seconds:.0f} s"
+            print(line, flush=True)
+    if tower is None:
+        raise SystemExit("--scenes and --epochs leave no step to train")
     accuracy = probe(tower.eval(), config)
     print("linear probe on held-out scenes:", accuracy)
     write_tower(tower, arguments.folder, about={**asdict(config), "linear_probe": accuracy})

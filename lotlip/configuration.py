@@ -92,6 +92,8 @@ def _one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
 def _scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and value is None:
+        return ""  # `key:` and `key=` without a value
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)  # a name such as 2024 needs no quotes
     if hint is not Any and (

@@ -24,7 +24,7 @@ def data_parallel(model: nn.Module) -> nn.Module:
     """The model, averaging its gradients over the workers."""
     if world_size() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model)
 
 
 def gather(rows: Tensor) -> Tensor:

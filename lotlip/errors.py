@@ -1,7 +1,7 @@
 """The errors a user can cause. Only the command line turns them into text and an exit code.
 
-A message says what is wrong, where (key, shard, uri) and what to do. All of them survive pickling, since they
-travel from Ray workers to the driver.
+A message says what is wrong, where (key, shard, uri) and what to do. All of them survive pickling,
+since they travel from Ray workers to the driver.
 """
 
 
@@ -14,7 +14,7 @@ class ConfigError(LotlipError):
 
 
 class DataError(LotlipError):
-    """Shards, manifests, samples or the store that holds them are missing, damaged or unreadable."""
+    """Shards, manifests, samples or the store that holds them are missing or damaged."""
 
 
 class CheckpointError(LotlipError):

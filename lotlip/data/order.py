@@ -28,7 +28,7 @@ class OrderConfig:
     """Canonical streams an epoch is cut into; the numbers of workers that can train are its
     divisors. More streams mix more shards into a batch."""
     shuffle_block: int = 1024
-    """Samples of a stream that are shuffled together; a worker holds this many undecoded
+    """Most samples of a stream that are shuffled together; a worker holds this many undecoded
     samples in memory for each of its streams."""
 
     def __post_init__(self) -> None:
@@ -84,13 +84,22 @@ class EpochOrder:
     def num_blocks(self) -> int:
         return -(-self.stream_length // self.config.shuffle_block)
 
+    def places(self, index: int) -> range:
+        """The places of a stream that block `index` holds.
+
+        Blocks are as even as can be: a bad sample in a short last one might find no replacement.
+        """
+        num_blocks = self.num_blocks()
+        return range(
+            index * self.stream_length // num_blocks,
+            (index + 1) * self.stream_length // num_blocks,
+        )
+
     def block(self, stream: int, index: int) -> tuple[list[Span], np.ndarray]:
         """What block `index` of a stream reads, and the order in which it gives that out."""
-        size = self.config.shuffle_block
-        start = stream * self.stream_length + index * size
-        stop = min(start + size, (stream + 1) * self.stream_length)
-        permutation = self._rng(_BLOCK, stream, index).permutation(stop - start)
-        return list(self.spans(start, stop)), permutation
+        places, first = self.places(index), stream * self.stream_length
+        permutation = self._rng(_BLOCK, stream, index).permutation(len(places))
+        return list(self.spans(first + places.start, first + places.stop)), permutation
 
     def position(self, stream: int, place: int) -> int:
         """The position in the epoch of a stream's sample `place`."""

@@ -5,12 +5,10 @@ Shape suffixes: B samples of this worker, H and W pixels, C channels, S captions
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lotlip.captions import CaptionConfig, draw_captions
 from lotlip.data.manifest import Manifest
 from lotlip.data.order import EpochOrder, OrderConfig, Span
+from lotlip.data.prefetch import prefetched
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, RawSample, read_shard
 from lotlip.data.store import Store
@@ -27,7 +26,6 @@ from lotlip.errors import ConfigError, DataError
 from lotlip.images import AugmentConfig, decode, random_crop
 from lotlip.tokenizer import Tokenizer
 
-T = TypeVar("T")
 _PREFETCHED_BATCHES = 4
 
 
@@ -113,16 +111,21 @@ def batches(
         return
     # Each process serves some of the streams, so a batch is one part from each of them, in turn.
     num_processes = max(n for n in range(1, num_processes + 1) if len(streams) % n == 0)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # or each process of each epoch imports torch anew
     loader = DataLoader(
         _Parts(source, epoch, start_step, streams),
         batch_size=None,
         num_workers=num_processes,
         prefetch_factor=_PREFETCHED_BATCHES,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
     )
     parts = iter(loader)
-    while group := list(islice(parts, num_processes)):
-        yield _joined([_raised(part) for part in group])
+    try:
+        while group := list(islice(parts, num_processes)):
+            yield _joined([_raised(part) for part in group])
+    finally:
+        del parts  # stops the processes now; an error's traceback would keep them
 
 
 class _Parts(IterableDataset["Batch | DataError"]):
@@ -172,14 +175,16 @@ class _Prepared:
 def _prepared(source: Source, order: EpochOrder, stream: int, start: int) -> Iterator[_Prepared]:
     """The samples of a stream from its place `start` on, decoded, with drawn captions."""
     cursor = _Cursor(source.store, source.manifest)
-    size = order.config.shuffle_block
-    for index in range(start // size, order.num_blocks()):
+    for index in range(order.num_blocks()):
+        places = order.places(index)
+        if places.stop <= start:
+            continue
         spans, permutation = order.block(stream, index)
         read = [item for span in spans for item in cursor.read(span)]
-        block = [read[place] for place in permutation]
-        for slot in range(max(0, start - index * size), len(block)):
-            position = order.position(stream, index * size + slot)
-            yield _prepare_slot(source, block, slot, order.sample_rng(position))
+        block = [read[number] for number in permutation]
+        for place in range(max(start, places.start), places.stop):
+            rng = order.sample_rng(order.position(stream, place))
+            yield _prepare_slot(source, block, place - places.start, rng)
 
 
 def _prepare_slot(
@@ -189,14 +194,14 @@ def _prepare_slot(
 
     Half a block away is far enough that the two don't meet in a batch as false negatives.
     """
-    bad: tuple[BadSample, ...] = ()
+    bad: list[BadSample] = []
     others = range(slot + len(block) // 2, slot + len(block) // 2 + len(block))
     for place in (slot, *others):
         read = block[place % len(block)]
         try:
-            return _prepare(source, read, rng, bad)
+            return _prepare(source, read, rng, tuple(bad[:1]))
         except DataError as error:
-            bad = bad or (BadSample(read.shard, read.index, str(error)),)
+            bad.append(BadSample(read.shard, read.index, str(error)))
     raise DataError(
         f"no readable sample in a whole block; the first: {bad[0].shard}: {bad[0].reason}"
     )
@@ -268,40 +273,3 @@ def _joined(parts: list[Batch]) -> Batch:
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),
     )
-
-
-def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made ahead of their use in a thread; its errors are raised here."""
-    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(message: tuple[bool, T | BaseException | None]) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(message, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def fill() -> None:
-        try:
-            for item in items:
-                put((True, item))
-                if closed.is_set():
-                    return
-            put((False, None))
-        except BaseException as error:  # noqa: BLE001 - raised where the items are used
-            put((False, error))
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            if not more:
-                return
-            yield item  # type: ignore[misc]
-    finally:
-        closed.set()
-        thread.join()

@@ -3,10 +3,11 @@
 In a shard (a tar as webdataset writes them) a sample is two members that share their key:
 
     000012.jpg     the encoded image (jpg, jpeg, png or webp)
-    000012.json    {"short": "a castle", "long": {"CAPTIONER": "In the ..."}, "source": "...", "licence": "..."}
+    000012.json    {"short": "a castle", "long": {"CAPTIONER": "In the ..."},
+                    "source": "...", "licence": "..."}
 
-`short` is the web alt-text. `long` maps each captioner to its caption; it may be empty. Further fields are kept
-in `extra` as they are.
+`short` is the web alt-text. `long` maps each captioner to its caption; it may be empty. Further
+fields are kept in `extra` as they are.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def to_members(sample: Sample) -> dict[str, Any]:
 
 
 def from_members(members: Mapping[str, Any]) -> Sample:
-    """The sample that webdataset read from a tar. Raises: DataError that says what is wrong with it."""
+    """The sample that webdataset read from a tar. Raises: DataError that says what is wrong."""
     key = str(members["__key__"])
     suffix = next((name for name in IMAGE_SUFFIXES if name in members), None)
     if suffix is None:

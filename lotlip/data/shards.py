@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset as wds
 from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.writer import TarWriter
 
 from lotlip.data.manifest import Manifest, Shard, write_manifest
 from lotlip.data.sample import Sample, from_members, to_members
@@ -38,7 +38,7 @@ def write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         num_samples = 0
-        with wds.TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
+        with TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
             for sample in samples:
                 writer.write(to_members(sample))
                 num_samples += 1
@@ -96,8 +96,10 @@ def write_dataset(
 def read_shard(store: Store, shard: Shard) -> Iterator[RawSample]:
     """The samples of a shard in their order, undecoded.
 
-    Samples before a damage are yielded, but perhaps the one just before it. Raises: DamagedShardError if the tar is torn or holds
-    another number of samples than its manifest says, DataError if it is missing or changed.
+    Samples before a damage are yielded, but perhaps the one just before it.
+
+    Raises: DamagedShardError if the tar is torn or holds another number of samples than its
+    manifest says, DataError if it is missing, changed or unreadable.
     """
     num_read = 0
     with store.open(shard.name, num_bytes=shard.num_bytes) as stream:
@@ -125,7 +127,8 @@ def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
 
 def _members(stream: BinaryIO, where: str) -> Iterator[RawSample]:
     try:
-        files = tar_file_iterator(stream, handler=_reraise)
+        # It takes any stream, whatever its annotation says.
+        files = tar_file_iterator(stream, handler=_reraise)  # type: ignore[arg-type]
         located = ({"__url__": where, **file} for file in files)
         yield from group_by_keys(located, handler=_reraise)
     except (tarfile.TarError, ValueError, EOFError) as error:

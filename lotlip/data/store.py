@@ -14,7 +14,6 @@ from typing import BinaryIO, Protocol
 
 from lotlip.errors import DataError
 
-
 _PART = ".part-"  # files that are being written, or whose writer was killed
 
 
@@ -29,7 +28,8 @@ class Store(Protocol):
     def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
         """Open an object for sequential reading.
 
-        `num_bytes` is the size the reader relies on. Raises: DataError if the object is missing or its size differs.
+        `num_bytes` is the size the reader relies on. Raises: DataError if the object is missing
+        or its size differs.
         """
         ...
 
@@ -80,7 +80,8 @@ class FolderStore:
         if num_bytes is not None and found != num_bytes:
             file.close()
             raise DataError(
-                f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? Copy it again"
+                f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? "
+                "Copy it again"
             )
         return file
 

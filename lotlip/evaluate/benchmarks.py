@@ -122,9 +122,9 @@ def retrieval_figure(
     """What the first long captions find among the images, as a PNG."""
     scores = features.long_ND[:num_queries] @ features.image_ND.T
     rows = []
-    for query, best in enumerate(scores.topk(min(num_hits, len(samples)), dim=1).indices):
+    for query, best in enumerate(scores.topk(min(num_hits, len(samples)), dim=1).indices.tolist()):
         hits = [
-            Hit(decode(samples[item].image), float(scores[query, item]), int(item) == query)
+            Hit(decode(samples[item].image), float(scores[query, item]), item == query)
             for item in best
         ]
         rows.append((long_caption(samples[query]), hits))

@@ -1,4 +1,4 @@
-"""The image tower of the procedural scenes, pretrained as LiT's towers are: supervised, then locked.
+"""The image tower of the procedural scenes, pretrained supervised as those of LiT are.
 
 Classes of the whole scene are what it learns from: a tower that learnt the salient object alone
 would carry nothing for long captions to be matched with.
@@ -52,21 +52,21 @@ def pretrain(config: SceneTowerConfig) -> Iterator[tuple[TowerStep, ImageTower]]
     torch.manual_seed(SEED)
     tower_config = PRESETS["scenes"].image
     images, labels = _scenes(range(config.num_scenes), tower_config)
-    tower = ImageTower(tower_config).to(memory_format=torch.channels_last)  # 1.5x on CPUs
+    tower = ImageTower(tower_config)
     heads = nn.Linear(tower_config.width, sum(ATTRIBUTES.values()))
     steps_per_epoch = config.num_scenes // config.batch
     num_steps = config.num_epochs * steps_per_epoch
     optim = OptimConfig(lr=config.lr, beta2=0.999, weight_decay=0.05, warmup_steps=num_steps // 10)
     optimizer = make_optimizer(nn.ModuleList([tower, heads]), optim)
-    rng = np.random.default_rng(SEED)
     for step in range(1, num_steps + 1):
-        if (step - 1) % steps_per_epoch == 0:
-            order = rng.permutation(config.num_scenes)
-        start = (step - 1) % steps_per_epoch * config.batch
-        rows = order[start : start + config.batch]
+        epoch, place = divmod(step - 1, steps_per_epoch)
+        order = np.random.default_rng([SEED, epoch]).permutation(config.num_scenes)
+        rows = order[place * config.batch : (place + 1) * config.batch]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(optim, step, num_steps)
-        scores = heads(tower(normalise(images[rows]).contiguous(memory_format=torch.channels_last)))
+        # Channels last: 1.5x as fast on CPUs.
+        inputs = normalise(images[rows]).contiguous(memory_format=torch.channels_last)
+        scores = heads(tower(inputs))
         loss = _loss(scores, labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

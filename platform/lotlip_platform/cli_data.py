@@ -92,9 +92,19 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _stats(arguments: argparse.Namespace) -> None:
     from lotlip_platform.dataset_views import stats, stats_figure
+    from lotlip_platform.evaluate import aligned
 
     found = stats(arguments.uri, num_samples=arguments.samples)
-    print(json.dumps(found.summary(), indent=1) if arguments.json else found.render())
+    summary = found.summary()
+    if arguments.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print(
+            f"{found.uri}: {found.num_samples:,} samples in {found.num_shards} shards, "
+            f"{found.num_bytes / 1e6:.1f} MB; of the first {found.num_read:,}, in {found.unit}:"
+        )
+        rows = [[name, *map(str, spread.values())] for name, spread in summary["captions"].items()]
+        print(aligned([["", *next(iter(summary["captions"].values()))], *rows]))
     write_picture(arguments.out, stats_figure(found))
 
 

@@ -6,14 +6,13 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lotlip.errors import ConfigError
 
-if TYPE_CHECKING:
-    from lotlip_platform.search import Match
-
-MODEL_HELP = "models:/NAME@ALIAS, models:/NAME/VERSION, an MLflow run id, or an export folder"
+MODEL_HELP = (
+    "models:/NAME@ALIAS, models:/NAME/VERSION, an MLflow run id, or an export folder (s3:// too)"
+)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -98,7 +97,7 @@ def _search(arguments: argparse.Namespace) -> None:
     from lotlip_platform.cli_data import write_picture
     from lotlip_platform.progress import bar
     from lotlip_platform.registry import fetch
-    from lotlip_platform.search import search, search_sheet
+    from lotlip_platform.search import match_table, search, search_sheet
 
     if arguments.hits < 1 or arguments.samples < 0:
         raise ConfigError("--hits must be 1 or more, --samples 0 or more")
@@ -116,18 +115,8 @@ def _search(arguments: argparse.Namespace) -> None:
         found = [{"key": m.sample.key, "score": m.score, "short": m.sample.short} for m in matches]
         print(json.dumps(found, indent=1))
     else:
-        print(_match_table(matches))
+        print(match_table(matches))
     write_picture(arguments.out, sheet)
-
-
-def _match_table(matches: list[Match]) -> str:
-    from lotlip_platform.evaluate import aligned
-
-    rows = [
-        [str(place), f"{match.score:.3f}", match.sample.key, match.sample.short]
-        for place, match in enumerate(matches, start=1)
-    ]
-    return aligned([["", "score", "key", "short caption"], *rows])
 
 
 def _convert(arguments: argparse.Namespace) -> None:

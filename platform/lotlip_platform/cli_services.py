@@ -10,10 +10,14 @@ from typing import Any
 from lotlip.errors import ClusterError
 from lotlip_platform.progress import say
 
+_DEMO_BYTES = 3_000_000_000
+
 
 def add_verbs(verbs: Any) -> None:
     doctor = verbs.add_parser("doctor", help="what works here, what doesn't, what to do about it")
-    doctor.add_argument("--store", default="", metavar="URI", help="a store to write to, read, and clean")
+    doctor.add_argument(
+        "--store", default="", metavar="URI", help="a store to write to, read, and clean"
+    )
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
@@ -35,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from lotlip_platform.doctor import examine, render
 
-    findings = examine(store_uri=arguments.store or None)
+    findings = examine(store_uri=arguments.store)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:
@@ -78,6 +82,13 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.local_services import require_disk, up, use_local_services
+
+    require_disk(_DEMO_BYTES)
+    say("[1/5] local services")
+    up(on_progress=say)
+    use_local_services()
+    # Not before: Ray reads the variables of the services when it is imported.
     from lotlip_platform.demo import demo
 
     demo()

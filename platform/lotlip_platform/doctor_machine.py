@@ -139,13 +139,17 @@ def gpus() -> Finding:
 
 
 def disk(name: str, folder: Path) -> Finding:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # os.path.exists, unlike Path's, takes a folder we may not look into for a missing one.
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    variable = "LOTLIP_HOME" if folder == home() else "TMPDIR"
+    if not os.access(there, os.W_OK):
+        advice = f"make it writable, or set {variable} to another folder"
+        return Finding(name, "error", f"{folder} can't be written", advice)
     free = shutil.disk_usage(there).free / GB
     found = f"{free:.1f} GB free at {folder}"
     if free >= LITTLE_DISK_GB:
         return Finding(name, "ok", found)
     state: State = "error" if free < TOO_LITTLE_DISK_GB else "warning"
-    variable = "LOTLIP_HOME" if folder == home() else "TMPDIR"
     return Finding(name, state, found, f"free some space, or set {variable} to another disk")
 
 

@@ -120,8 +120,8 @@ def ray() -> Finding:
         return Finding("Ray", "ok", "no RAY_ADDRESS: commands start a local one for themselves")
     if address == "auto":
         return Finding("Ray", "ok", "RAY_ADDRESS=auto: commands look for one on this machine")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,27 @@ class _Plan:
 def home() -> Path:
     """The folder of the local services: $LOTLIP_HOME, else ~/.lotlip."""
     return Path(os.environ.get("LOTLIP_HOME") or "~/.lotlip").expanduser().absolute()
+
+
+def require_disk(num_bytes: int) -> None:
+    """Raises: DataError if the disk of `home()` has less space left."""
+    existing = next(folder for folder in (home(), *home().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise DataError(
+            f"{home()} has {free / 1e9:.1f} GB of disk left, {num_bytes / 1e9:.0f} GB are needed: "
+            "make room, or set LOTLIP_HOME to a folder elsewhere"
+        )
+
+
+def local_tracking_uri() -> str:
+    """MLflow's database, which its server and, without one, its clients open."""
+    return f"sqlite:///{home()}/mlflow/mlflow.db"
+
+
+def local_artifacts() -> Path:
+    """The artifacts of the runs in that database."""
+    return home() / "mlflow" / "artifacts"
 
 
 def services() -> dict[str, Service]:
@@ -166,12 +188,12 @@ def _plan_s3(on_progress: Progress) -> _Plan:
 def _plan_mlflow(on_progress: Progress) -> _Plan:
     port = _port("mlflow", on_progress)
     url = f"http://127.0.0.1:{port}"
-    folder = home() / "mlflow"
-    folder.mkdir(parents=True, exist_ok=True)
+    local_artifacts().mkdir(parents=True, exist_ok=True)
     command = _module(
         *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--serve-artifacts"),
-        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--backend-store-uri", local_tracking_uri()),
+        # Not through the server: so a run is read alike when it was recorded without one.
+        *("--no-serve-artifacts", "--default-artifact-root", str(local_artifacts())),
     )
     # The job runner and its consumers would be 8 more processes of 220 MB each.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

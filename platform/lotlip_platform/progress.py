@@ -77,9 +77,7 @@ class TrainDisplay:
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "step":
-            self._bar.show(
-                event["step"], self._num_steps, f"loss {event['loss']:.3f}{self._speed}"
-            )
+            self._bar.show(event["step"], self._num_steps, f"loss {event['loss']:.3f}{self._speed}")
         elif kind == "metrics":
             metrics = event["metrics"]
             self._speed = (

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.models.model import ModelInfo
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
 
 import lotlip
 from lotlip.errors import CheckpointError, TrackingError
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
+from lotlip_platform.storage import open_store
 
 CANDIDATE = "candidate"
 _REQUIREMENTS = (
@@ -58,51 +61,75 @@ def register(tracked: tracking.TrackedRun, files: Mapping[str, bytes], *, name: 
             signature=_signature(),
             input_example=_input_example(),
             pip_requirements=_requirements(),
-            registered_model_name=name,
-            await_registration_for=60,
         )
-        number = str(logged.registered_model_version)
-        tracked.client.set_registered_model_alias(name, CANDIDATE, number)
+        number = _new_version(tracked, name, logged)
     return f"models:/{name}/{number}"
 
 
 def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
-    """A model by any of its names: an export folder, `models:/NAME@ALIAS`, `models:/NAME/VERSION`
-    or the id of an MLflow run.
+    """A model by any of its names: an export folder here or in S3, `models:/NAME@ALIAS`,
+    `models:/NAME/VERSION` or the id of an MLflow run.
 
-    Raises: CheckpointError, TrackingError.
+    Raises: CheckpointError, DataError, TrackingError.
     """
-    if Path(model).expanduser().exists() or not _is_remote(model):
-        return lotlip.load(model)
-    client = tracking.connect(tracking_uri)
-    uri = tracking.tracking_uri(tracking_uri)
-    source = model if model.startswith("models:/") else _model_of_run(client, model, uri)
+    if model.startswith("s3://"):
+        return _load_from_store(model)
+    if model.startswith("models:/") or _RUN_ID.fullmatch(model):
+        return _load_from_mlflow(model, tracking_uri)
+    return lotlip.load(model)
+
+
+def _load_from_store(uri: str) -> LoTLIP:
+    store = open_store(uri)
+    names = store.list()
+    if "model.safetensors" not in names:
+        raise CheckpointError(f"{uri} is not an export folder: it has no model.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            if "/" not in name:
+                (Path(folder) / name).write_bytes(store.read(name))
+        return lotlip.load(folder)
+
+
+def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
+    server = tracking.connect(tracking_uri)
+    source = model if model.startswith("models:/") else _model_of_run(server, model)
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = mlflow.artifacts.download_artifacts(source, dst_path=temporary)
+            folder = download_artifacts(source, dst_path=temporary)
         except MlflowException as error:
             reason = " ".join(str(error).split())[:200]
-            raise TrackingError(f"{uri} has no model {model}: {reason}") from error
+            raise TrackingError(f"{server.uri} has no model {model}: {reason}") from error
         found = sorted(Path(folder).rglob("model.safetensors"))
         if len(found) != 1:
             raise CheckpointError(f"{model} is not a model of lotlip: it has no model.safetensors")
         return lotlip.load(found[0].parent)
 
 
-def _is_remote(model: str) -> bool:
-    return model.startswith("models:/") or bool(_RUN_ID.fullmatch(model))
+def _new_version(tracked: tracking.TrackedRun, name: str, logged: ModelInfo) -> str:
+    """The number of a new version of `name`, which is created if it is new itself."""
+    try:
+        tracked.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = tracked.client.create_model_version(
+        name, logged.model_uri, run_id=tracked.run_id, model_id=logged.model_id
+    )
+    tracked.client.set_registered_model_alias(name, CANDIDATE, str(created.version))
+    return str(created.version)
 
 
-def _model_of_run(client: mlflow.MlflowClient, run_id: str, uri: str) -> str:
-    with tracking.failures_named(uri):
-        outputs = client.get_run(run_id).outputs
+def _model_of_run(server: tracking.Server, run_id: str) -> str:
+    with tracking.failures_named(server.uri):
+        outputs = server.client.get_run(run_id).outputs
     if not outputs or not outputs.model_outputs:
-        raise TrackingError(f"run {run_id} at {uri} has no model: did it finish?")
+        raise TrackingError(f"run {run_id} at {server.uri} has no model: did it finish?")
     return f"models:/{outputs.model_outputs[-1].model_id}"
 
 
 def _signature() -> ModelSignature:
-    text_or_image = [
+    text_or_image: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "image", required=False),
         ColSpec(DataType.string, "text", required=False),
     ]

@@ -16,6 +16,7 @@ from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.evaluate.figures import Hit, retrieval_sheet
 from lotlip.images import decode
 from lotlip.model import LoTLIP
+from lotlip_platform.evaluate import aligned
 from lotlip_platform.storage import open_store
 
 _AT_ONCE = 512
@@ -67,3 +68,12 @@ def search_sheet(text: str, matches: list[Match], *, heading: str) -> bytes:
     """The description and the images found, as a PNG."""
     hits = [Hit(decode(match.sample.image), match.score, right=False) for match in matches]
     return retrieval_sheet([(text, hits)], heading=heading)
+
+
+def match_table(matches: list[Match]) -> str:
+    """The matches as a table in text."""
+    rows = [
+        [str(place), f"{match.score:.3f}", match.sample.key, match.sample.short]
+        for place, match in enumerate(matches, start=1)
+    ]
+    return aligned([["", "score", "key", "short caption"], *rows])

@@ -10,11 +10,11 @@ import base64
 import binascii
 from typing import Any
 
-import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from lotlip.errors import LotlipError
 from lotlip.evaluate.embed import embed_images, embed_texts
@@ -31,7 +31,7 @@ class EmbeddingModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.model = load(context.artifacts["model"])
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         context: PythonModelContext,
         model_input: pd.DataFrame,
@@ -63,4 +63,4 @@ def _bytes(encoded: list[str]) -> list[bytes]:
     return [base64.b64decode(image, validate=True) for image in encoded]
 
 
-mlflow.models.set_model(EmbeddingModel())
+set_model(EmbeddingModel())

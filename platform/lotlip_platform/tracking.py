@@ -6,6 +6,7 @@ it. With `registry.py` and `serving_model.py` this is all that knows MLflow.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from requests.exceptions import RequestException
 
 from lotlip.errors import ConfigError, TrackingError
-from lotlip_platform.local_services import home
+from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.run_guard import RunGuard
 
 FAILURES = (MlflowException, RequestException, OSError)
@@ -41,8 +43,9 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""MLflow's own defaults wait for a dead server for minutes."""
+"""MLflow's own defaults wait for a dead server for minutes, and talk a lot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +65,30 @@ class TrackingConfig:
 
 def tracking_uri(given: str = "") -> str:
     """The address of the tracking server: as given, from the environment, or the local file."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow.db"
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri()
 
 
-def connect(given: str = "") -> MlflowClient:
-    """A client of a server that answers. Raises: TrackingError within seconds if it doesn't."""
+@dataclass(frozen=True)
+class Server:
+    """A tracking server that answered."""
+
+    uri: str
+    client: MlflowClient
+
+
+def connect(given: str = "") -> Server:
+    """A server that answers. Raises: TrackingError within seconds if it doesn't."""
     uri = tracking_uri(given)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("http://", "https://")):
         _check_answers(uri)
-    elif uri.startswith("sqlite:///"):
-        home().mkdir(parents=True, exist_ok=True)
+    elif uri == local_tracking_uri():
+        local_artifacts().mkdir(parents=True, exist_ok=True)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     with failures_named(uri):
-        return MlflowClient(uri)
+        return Server(uri, MlflowClient(uri))
 
 
 @contextmanager
@@ -92,8 +104,8 @@ def failures_named(uri: str) -> Iterator[None]:
 class TrackedRun:
     """One MLflow run, from `open_run` to its end."""
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
-        self.client, self.uri, self.run_id = client, uri, run_id
+    def __init__(self, server: Server, run_id: str) -> None:
+        self.client, self.uri, self.run_id = server.client, server.uri, run_id
         self.lost = 0
         """Things to be sent later that the server did not take."""
         self._queue: queue.Queue[Callable[[], object]] = queue.Queue()
@@ -128,8 +140,11 @@ class TrackedRun:
 
     def log_dataset(self, uri: str, *, digest: str, context: str) -> None:
         """Record which data a run read, as MLflow's lineage. Raises: TrackingError."""
-        with failures_named(self.uri):
-            dataset = MetaDataset(resolve_dataset_source(uri), name=_short_name(uri), digest=digest)
+        with failures_named(self.uri), warnings.catch_warnings():
+            # MLflow knows local folders twice, and warns that it takes the one for the other.
+            warnings.simplefilter("ignore", UserWarning)
+            source = resolve_dataset_source(uri)
+            dataset = MetaDataset(source, name=_short_name(uri), digest=digest)
             tags = [InputTag(key=MLFLOW_DATASET_CONTEXT, value=context)]
             entity = DatasetInput(dataset=dataset._to_mlflow_entity(), tags=tags)
             self.client.log_inputs(self.run_id, [entity])
@@ -154,13 +169,13 @@ class TrackedRun:
 
 
 def _short_name(uri: str) -> str:
-    return uri.rstrip("/").rpartition("/")[2] or uri
+    """The last two parts of an address: scenes/train."""
+    return "/".join(uri.rstrip("/").split("/")[-2:])
 
 
 @contextmanager
 def open_run(
-    client: MlflowClient,
-    uri: str,
+    server: Server,
     *,
     experiment: str,
     name: str,
@@ -173,11 +188,12 @@ def open_run(
     It ends FINISHED, FAILED if the block raises, or KILLED if it was interrupted, and KILLED also
     if this process is killed outright. Raises: TrackingError.
     """
+    client, uri = server.client, server.uri
     with failures_named(uri):
-        run_id = _reopened(client, run_id) or _created(client, experiment, name, params)
+        run_id = _reopened(client, run_id) or _created(server, experiment, name, params)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     guard = RunGuard(uri, run_id)
-    tracked = TrackedRun(client, uri, run_id)
+    tracked = TrackedRun(server, run_id)
     monitor = _system_metrics(run_id, uri)
     status = RunStatus.FAILED
     try:
@@ -234,9 +250,12 @@ def _reopened(client: MlflowClient, run_id: str | None) -> str | None:
     return run_id
 
 
-def _created(client: MlflowClient, experiment: str, name: str, params: Mapping[str, Any]) -> str:
+def _created(server: Server, experiment: str, name: str, params: Mapping[str, Any]) -> str:
+    client = server.client
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    # A server has its own place for artifacts; without one they would go to the current folder.
+    place = str(local_artifacts() / experiment) if server.uri == local_tracking_uri() else None
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, place)
     run = client.create_run(experiment_id, run_name=name)
     client.log_batch(
         run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()]

@@ -23,8 +23,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from mlflow import MlflowClient
-
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.data.order import EpochOrder, streams_of
@@ -71,7 +69,7 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
     anything is written.
     """
     manifest = _checked_data(config)
-    client = tracking.connect(config.tracking.uri)
+    server = tracking.connect(config.tracking.uri)
     folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
     folder.check_claim(config)
     if folder.read_result() is None:
@@ -81,13 +79,13 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
             check_tokenizer(config.model, tokenizer)
             folder.claim(config)
             folder.write_tokenizer(tokenizer)
-            with _tracked(config, client, folder, manifest) as tracked:
+            with _tracked(config, server, folder, manifest) as tracked:
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
                 _fit(config, folder, tracked, watch)
                 _register(config, folder, tracked)
     elif _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
-        with _tracked(config, client, folder, manifest) as tracked:
+        with _tracked(config, server, folder, manifest) as tracked:
             _register(config, folder, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
@@ -160,15 +158,13 @@ def _make_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
 
 @contextmanager
 def _tracked(
-    config: TrainConfig, client: MlflowClient, folder: RunFolder, manifest: Manifest
+    config: TrainConfig, server: tracking.Server, folder: RunFolder, manifest: Manifest
 ) -> Iterator[tracking.TrackedRun]:
     """The MLflow run of this folder, with all in it that is known beforehand."""
-    uri = tracking.tracking_uri(config.tracking.uri)
     earlier = folder.read_tracked()
-    known = earlier.get("run_id") if earlier.get("tracking_uri") == uri else None
+    known = earlier.get("run_id") if earlier.get("tracking_uri") == server.uri else None
     with tracking.open_run(
-        client,
-        uri,
+        server,
         experiment=config.tracking.experiment,
         name=config.name,
         run_id=known,
@@ -176,7 +172,7 @@ def _tracked(
         tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
     ) as tracked:
         if tracked.run_id != known:
-            folder.write_tracked({"run_id": tracked.run_id, "tracking_uri": uri})
+            folder.write_tracked({"run_id": tracked.run_id, "tracking_uri": server.uri})
             tracked.log_file("config.yaml", dump_config(config).encode())
             tracked.log_dataset(config.data.train, digest=manifest.digest, context="training")
             if config.eval.data:
@@ -209,7 +205,7 @@ def _fit(
     config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch
 ) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
-    mailbox = Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     listener = _Listener(tracked, watch)
     for attempt in range(config.cluster.max_failures + 1):
         failure = _run_workers(config, folder, mailbox, listener)
@@ -271,9 +267,8 @@ def _run_workers(
     return failures[0] if failures else None
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
-    """What the workers have told and the driver not yet read."""
+    """An actor that holds what the workers have told and the driver not yet read."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []

@@ -1,4 +1,4 @@
-"""What runs on each training worker: the loop of `lotlip.train`, its checkpoints and evaluations."""
+"""What runs on each training worker: the loop, its checkpoints and its evaluations."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""One of several gloo workers: `python gloo_worker.py RANK WORLD PORT FOLDER`.
+"""Groups of gloo workers, `python gloo_worker.py FOLDER`: of 1, of 2, of 4.
 
-It takes its rows of the global batch, brings the loss back through the model as the training loop
-does, twice, and leaves what it found in FOLDER. With WORLD = 1 there is no process group.
+Each worker takes its rows of the global batch, brings the loss back through the model as the
+training loop does, twice, and leaves what it found in FOLDER/{world}-{rank}.safetensors. A worker
+alone has no process group.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import safetensors.torch
@@ -19,6 +20,7 @@ from lotlip import distributed
 from lotlip.losses import multi_text_loss
 from lotlip.model import PRESETS, LoTLIP
 
+WORLDS = (1, 2, 4)
 GLOBAL_BATCH = 8
 # (corner tokens, captions an image, weight of the long ones, is the image tower locked)
 CASES = {
@@ -35,12 +37,15 @@ def make_model(num_corner_tokens: int, locked: bool) -> LoTLIP:
     tiny = PRESETS["tiny"]
     text = dataclasses.replace(tiny.text, num_corner_tokens=num_corner_tokens)
     image = dataclasses.replace(tiny.image, projection=True, locked_layers=-locked)
-    return LoTLIP(dataclasses.replace(tiny, text=text, image=image))
+    # Double precision in the towers: what is left of the rounding is that of features and loss.
+    return LoTLIP(dataclasses.replace(tiny, text=text, image=image)).double()
 
 
 def make_batch(num_corner_tokens: int, num_texts: int, step: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(step)
-    images = torch.rand(GLOBAL_BATCH, 3, 32, 32, generator=generator) * 2 - 1
+    colours = torch.rand(GLOBAL_BATCH, 3, 1, 1, generator=generator)
+    images = colours + torch.rand(GLOBAL_BATCH, 3, 32, 32, generator=generator) - 1
+    images = images.double()
     ids = torch.randint(5, 1024, (GLOBAL_BATCH, num_texts, 20), generator=generator)
     ids[:, :, 0] = 2
     for corner in range(num_corner_tokens):
@@ -88,11 +93,11 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
-def main(rank: int, world: int, port: int, folder: Path) -> None:
+def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     if world > 1:
-        store = dist.TCPStore("127.0.0.1", port, world, rank == 0, timedelta(seconds=60))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        meeting = f"file://{folder}/meeting-{world}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     found = gather_cases(rank, world)
     for case in CASES:
         found |= run(case, rank, world)
@@ -103,5 +108,17 @@ def main(rank: int, world: int, port: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
+def main(folder: Path) -> None:
+    fork = multiprocessing.get_context("fork")  # torch is imported once for all of them
+    for world in WORLDS:
+        workers = [fork.Process(target=work, args=(rank, world, folder)) for rank in range(world)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            sys.exit(f"a group of {world} workers failed")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(Path(sys.argv[1]))

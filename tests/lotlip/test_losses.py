@@ -2,7 +2,7 @@
 
 import math
 import os
-import socket
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +49,9 @@ def test_the_loss_is_the_mean_over_the_text_features(num_texts):
     image, text = features(num_texts=num_texts)
     got = float(multi_text_loss(image, text, torch.tensor(14.0)))
     assert got == pytest.approx(naive_loss(image, text, 14.0), rel=1e-5)
-    each = [float(multi_text_loss(image, text[:, [n]], torch.tensor(14.0))) for n in range(num_texts)]
+    each = [
+        float(multi_text_loss(image, text[:, [n]], torch.tensor(14.0))) for n in range(num_texts)
+    ]
     assert got == pytest.approx(sum(each) / num_texts, rel=1e-5)
 
 
@@ -86,41 +88,41 @@ def test_a_perfect_match_costs_nothing_and_chance_costs_log_n():
     assert float(loss) == pytest.approx(math.log(6))
 
 
-def run_workers(world: int, folder: Path) -> list[dict[str, Tensor]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world), str(port), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+@pytest.fixture(scope="module")
+def found_by_workers(tmp_path_factory) -> Path:
+    """A folder with what each of several workers found."""
+    folder = tmp_path_factory.mktemp("workers")
+    worker = subprocess.Popen(
+        [sys.executable, str(WORKER), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert [worker.returncode for worker in workers] == [0] * world, "\n".join(outputs)
+        output, _ = worker.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(worker.pid, signal.SIGKILL)  # its children, too
+        raise
+    assert worker.returncode == 0, output
+    return folder
+
+
+def load(folder: Path, world: int) -> list[dict[str, Tensor]]:
     return [
         safetensors.torch.load_file(folder / f"{world}-{rank}.safetensors") for rank in range(world)
     ]
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> dict[str, Tensor]:
-    return run_workers(1, tmp_path_factory.mktemp("one"))[0]
+def one_process(found_by_workers) -> dict[str, Tensor]:
+    return load(found_by_workers, 1)[0]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def workers(request, tmp_path_factory) -> list[dict[str, Tensor]]:
-    return run_workers(request.param, tmp_path_factory.mktemp("several"))
+def workers(request, found_by_workers) -> list[dict[str, Tensor]]:
+    return load(found_by_workers, request.param)
 
 
 @pytest.mark.parametrize("case", ["plain", "weighted", "locked", "no corners", "short only"])
@@ -130,16 +132,14 @@ def test_several_workers_have_the_gradient_of_one(one_process, workers, case):
     assert learns_image == (case != "locked")
     assert f"{case}|logit_scale" in expected
     assert f"{case}|image_projection.weight" in expected
-    largest = max(float(value.abs().max()) for value in expected.values())
+    gradients = {name: value for name, value in expected.items() if "|loss" not in name}
+    largest = max(float(value.abs().max()) for value in gradients.values())
     for found in workers:
         assert {n for n in found if n.startswith(f"{case}|")} == set(expected)
         for name, value in expected.items():
-            if "loss" in name or "scale" in name:
-                assert float(found[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
-            difference = float((found[name] - value).abs().max()) / largest
-            assert difference < 1e-6, name
-            own_size = float(value.abs().max())
-            assert float((found[name] - value).abs().max()) <= 1e-4 * own_size + 1e-7, name
+            difference = float((found[name] - value).abs().max())
+            assert difference < 1e-6 * largest, name
+            assert difference < 1e-5 * float(value.abs().max()) + 1e-9, name
 
 
 def test_rows_are_gathered_in_the_order_of_the_ranks(workers):

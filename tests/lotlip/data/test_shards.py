@@ -62,7 +62,9 @@ def header_offsets(content: bytes) -> list[int]:
         return [member.offset for member in tar.getmembers()]
 
 
-def test_samples_survive_their_shards(scene_store: FolderStore, scene_samples: list[Sample]) -> None:
+def test_samples_survive_their_shards(
+    scene_store: FolderStore, scene_samples: list[Sample]
+) -> None:
     manifest = read_manifest(scene_store)
     assert [shard.num_samples for shard in manifest.shards] == [60, 11, 49, 1, 78, 51, 50]
     assert list(read_samples(scene_store, manifest)) == scene_samples
@@ -74,11 +76,11 @@ def test_the_same_samples_give_the_same_bytes(
     _, shard, content = written
     monkeypatch.setattr("time.time", lambda: 2e9)
     monkeypatch.setattr("os.getuid", lambda: 12345)
-    os.umask(os.umask(0) | 0o077)
+    umask = os.umask(0o077)
     try:
         again = write_shard(FolderStore(tmp_path), "shard.tar", iter(SAMPLES))
     finally:
-        os.umask(0o022)
+        os.umask(umask)
     assert again == shard
     assert (tmp_path / "shard.tar").read_bytes() == content
     assert write_shard(FolderStore(tmp_path), "shard.tar", SAMPLES[::-1]).sha256 != shard.sha256
@@ -189,7 +191,7 @@ def test_two_samples_of_one_key_are_an_error(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     shard = write_shard(store, "shard.tar", [plain(1), plain(2), plain(2)])
     with pytest.raises(
-        DamagedShardError, match=r"shard.tar is damaged: 000002.jpg: duplicate file name[^']*$"
+        DamagedShardError, match=r"shard.tar is damaged: 000002.jpg: duplicate file name"
     ):
         list(read_shard(store, shard))
 

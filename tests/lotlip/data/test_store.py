@@ -127,9 +127,9 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> Non
     below_a_file = FolderStore(tmp_path / "file" / "folder")
     with pytest.raises(DataError, match=r"cannot write .*/folder/x: Not a directory; free some"):
         below_a_file.write("x", b"1")
-    with pytest.raises(DataError, match="cannot read .*: Not a directory"):
+    with pytest.raises(DataError, match=r"cannot read .*: Not a directory"):
         below_a_file.open("x")
-    with pytest.raises(DataError, match="cannot delete .*: Not a directory"):
+    with pytest.raises(DataError, match=r"cannot delete .*: Not a directory"):
         below_a_file.delete("x")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*/folder: Is a directory"):
@@ -138,7 +138,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> Non
 
 
 def test_a_name_that_the_file_system_refuses_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read .*: File name too long"):
+    with pytest.raises(DataError, match=r"cannot read .*: File name too long"):
         FolderStore(tmp_path).exists("x" * 300)
 
 

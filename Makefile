@@ -1,0 +1,39 @@
+# Everything runs in .venv, made on first use. On a GPU machine the same pin of torch brings CUDA.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# Torch's threads must not spin while they wait, or they slow each other down on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo demo-down test test-all check bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)        ## the whole story: S3, Ray, MLflow, training, search
+	$(BIN)/lotlip demo
+
+demo-down: $(INSTALLED)   ## end the demo's services
+	$(BIN)/lotlip down
+
+test: $(INSTALLED)        ## what a change must pass
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED)    ## the longer tests, too
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)       ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)       ## ratios against named yardsticks, into docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -1,0 +1,135 @@
+"""`lotlip demo`: the whole story on this machine, on real parts.
+
+Scenes in S3, LoTLIP and two other arms trained on two Ray workers, evaluated on held-out scenes,
+registered in MLflow and searched with. All that is done already is reused, so a second run, or one
+after an interruption, goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lotlip.evaluate.benchmarks import Report
+from lotlip.evaluate.figures import arms_chart
+from lotlip.evaluate.retrieval import Interval
+from lotlip_platform.config import load_config
+from lotlip_platform.dataset_views import show
+from lotlip_platform.datasets import Split, make_scenes
+from lotlip_platform.evaluate import evaluate_on, table
+from lotlip_platform.local_services import home, services
+from lotlip_platform.progress import TrainDisplay, bar, say
+from lotlip_platform.registry import fetch
+from lotlip_platform.search import match_table, search, search_sheet
+from lotlip_platform.storage import ensure_bucket
+from lotlip_platform.train import train
+from lotlip_platform.train_config import TrainConfig
+
+_BUCKET = "s3://lotlip"
+_SIZES: dict[Split, int] = {"train": 20_000, "validation": 1_000, "test": 2_000}
+_SEARCHED = (
+    "In the middle of the picture stands a red castle. Two white birds are in the upper left. "
+    "A green tree is below it. It is a sunny day, and behind everything there are mountains."
+)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One way to train, beside which the others are judged."""
+
+    title: str
+    overrides: tuple[str, ...]
+
+
+_ARMS = {
+    "demo-lotlip": _Arm("LoTLIP, m = 2", ()),
+    "demo-short": _Arm(
+        "short captions only", ("captions.num_sub_captions=0", "tracking.registered_model=")
+    ),
+    "demo-control": _Arm(
+        "m = 0, long weighted 3x",
+        (
+            "model.text.num_corner_tokens=0",
+            "train.long_weight=3",
+            "tracking.registered_model=",
+        ),
+    ),
+}
+"""The control has as much weight on the long caption as m = 2 gives it: three features of four."""
+_ROWS = {
+    "class_zero_shot_top1": "zero-shot class",
+    "colour_class_zero_shot_top1": "zero-shot colour x class",
+    "short_text_to_image_r1": "short text to image, R@1",
+    "short_image_to_text_r1": "image to short text, R@1",
+    "long_text_to_image_r1": "long text to image, R@1",
+    "long_image_to_text_r1": "image to long text, R@1",
+}
+
+
+def demo() -> None:
+    """Run the story and print its end: a table, pictures, addresses. Raises: LotlipError."""
+    began = time.monotonic()
+    pictures = home() / "demo"
+    pictures.mkdir(parents=True, exist_ok=True)
+    say("[2/5] scenes into S3")
+    _make_data()
+    sheet = show(f"{_BUCKET}/scenes/train", num_samples=12)
+    (pictures / "samples.png").write_bytes(sheet)
+    say("[3/5] three arms on two Ray workers each")
+    runs = {name: _train(name, arm) for name, arm in _ARMS.items()}
+    say("[4/5] evaluation on held-out scenes")
+    reports = {name: _evaluate(name) for name in _ARMS}
+    results = {_ARMS[name].title: _rows(report) for name, report in reports.items()}
+    chart = arms_chart(results, title=f"{_SIZES['test']:,} held-out scenes")
+    (pictures / "arms.png").write_bytes(chart)
+    say("[5/5] a search with the registered model")
+    found = _search(runs["demo-lotlip"], pictures / "search.png")
+    _print_end(results, found, pictures)
+    for service in services().values():
+        print(f"{service.name:8} {service.url}")
+    print(f"\n{time.monotonic() - began:.0f} s; end the services with lotlip down")
+
+
+def _make_data() -> None:
+    ensure_bucket(_BUCKET)
+    for split, num_samples in _SIZES.items():
+        with bar(f"scenes, {split}", "sample") as shown:
+            make_scenes(
+                f"{_BUCKET}/scenes/{split}",
+                num_samples=num_samples,
+                split=split,
+                on_progress=shown.show,
+            )
+
+
+def _train(name: str, arm: _Arm) -> str:
+    """Train an arm as `lotlip train` does; the address of its model."""
+    config = load_config(TrainConfig, "train/scenes", (f"name={name}", *arm.overrides))
+    display = TrainDisplay(arm.title, config.train.num_steps)
+    try:
+        return train(config, display).model_uri
+    finally:
+        display.close()
+
+
+def _evaluate(name: str) -> Report:
+    model = fetch(f"{_BUCKET}/runs/{name}/model")
+    return evaluate_on(model, "scenes", f"{_BUCKET}/scenes/test", 0)
+
+
+def _rows(report: Report) -> dict[str, Interval]:
+    return {title: report.metrics[metric] for metric, title in _ROWS.items()}
+
+
+def _search(model_uri: str, picture: Path) -> str:
+    matches = search(fetch(model_uri), f"{_BUCKET}/scenes/test", _SEARCHED, num_hits=6)
+    heading = f"{model_uri} in {_SIZES['test']:,} scenes"
+    picture.write_bytes(search_sheet(_SEARCHED, matches, heading=heading))
+    return match_table(matches)
+
+
+def _print_end(results: dict[str, dict[str, Interval]], found: str, pictures: Path) -> None:
+    print(f"\n{table(results)}\n\n{_SEARCHED}\n\n{found}\n")
+    for name in ("samples.png", "arms.png", "search.png"):
+        print(f"picture  {pictures / name}")
