@@ -100,10 +100,10 @@ def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
         except MlflowException as error:
             reason = " ".join(str(error).split())[:200]
             raise TrackingError(f"{server.uri} has no model {model}: {reason}") from error
-        found = sorted(Path(folder).rglob("model.safetensors"))
-        if len(found) != 1:
-            raise CheckpointError(f"{model} is not a model of lotlip: it has no model.safetensors")
-        return lotlip.load(found[0].parent)
+        exported = Path(folder) / "artifacts" / "model"
+        if not exported.is_dir():
+            raise CheckpointError(f"{model} is not a model of lotlip: it has no export folder")
+        return lotlip.load(exported)
 
 
 def _new_version(tracked: tracking.TrackedRun, name: str, logged: ModelInfo) -> str:

@@ -25,8 +25,7 @@ GLOBAL_BATCH = 8
 # (corner tokens, captions an image, weight of the long ones, is the image tower locked)
 CASES = {
     "plain": (2, 3, 1.0, False),
-    "weighted": (1, 2, 0.3, False),
-    "locked": (2, 2, 1.0, True),
+    "weighted, locked": (1, 3, 0.3, True),
     "no corners": (0, 3, 1.0, False),
     "short only": (2, 1, 1.0, False),
 }
@@ -80,8 +79,9 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
     # Transposed, so that the rows don't lie one behind the other in memory.
     rows = (torch.arange(6.0).view(2, 3) + 10 * rank).T.requires_grad_()
     other = torch.zeros(3 * world, 2, requires_grad=True)
+    later = other * 1.0  # made before the gather, so its gradient is computed after the gather's
     everyone = distributed.gather(rows)
-    (everyone + other).backward(torch.full((3 * world, 2), rank + 1.0))
+    (everyone + later).backward(torch.full((3 * world, 2), rank + 1.0))
     assert rows.grad is not None
     assert other.grad is not None
     objects = distributed.gather_objects({"rank": rank})

@@ -13,7 +13,7 @@ from lotlip.model import PRESETS, LoTLIP
 from lotlip.tokenizer import Tokenizer
 from lotlip.vocabulary import SPECIAL_PIECES
 
-PIECES = [*SPECIAL_PIECES, *"a red dog castle on the left .".split()]
+PIECES = [*SPECIAL_PIECES, "a", "red", "dog", "castle", "on", "the", "left", "."]
 TEXT = dataclasses.replace(PRESETS["tiny"].text, vocab_size=len(PIECES))
 CONFIG = dataclasses.replace(PRESETS["tiny"], text=TEXT)
 

@@ -101,7 +101,7 @@ def found_by_workers(tmp_path_factory) -> Path:
         start_new_session=True,
     )
     try:
-        output, _ = worker.communicate(timeout=120)
+        output, _ = worker.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(worker.pid, signal.SIGKILL)  # its children, too
         raise
@@ -125,11 +125,11 @@ def workers(request, found_by_workers) -> list[dict[str, Tensor]]:
     return load(found_by_workers, request.param)
 
 
-@pytest.mark.parametrize("case", ["plain", "weighted", "locked", "no corners", "short only"])
+@pytest.mark.parametrize("case", ["plain", "weighted, locked", "no corners", "short only"])
 def test_several_workers_have_the_gradient_of_one(one_process, workers, case):
     expected = {n: v for n, v in one_process.items() if n.startswith(f"{case}|")}
     learns_image = f"{case}|image_tower.patch_embed.proj.weight" in expected
-    assert learns_image == (case != "locked")
+    assert learns_image == ("locked" not in case)
     assert f"{case}|logit_scale" in expected
     assert f"{case}|image_projection.weight" in expected
     gradients = {name: value for name, value in expected.items() if "|loss" not in name}

@@ -98,9 +98,11 @@ def test_a_locked_image_tower_has_no_graph_but_its_projection_learns():
     model = make(locked_layers=-1, projection=True).train()
     seen: list[bool] = []
     model.image_tower.register_forward_hook(lambda m, i, out: seen.append(out.requires_grad))
-    features = model.encode_image(torch.rand(2, 3, 32, 32))
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    features = model.encode_image(images)
     features[:, 0].sum().backward()
     assert seen == [False]
+    assert images.grad is None
     assert model.image_projection.weight.grad.norm() > 0
     without = make(locked_layers=-1).train().encode_image(torch.rand(2, 3, 32, 32))
     assert not without.requires_grad
