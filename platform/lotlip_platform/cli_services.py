@@ -70,7 +70,7 @@ def _down(arguments: argparse.Namespace) -> None:
 def _ui(arguments: argparse.Namespace) -> None:
     import webbrowser
 
-    from lotlip_platform.local_services import services
+    from lotlip_platform.local_services import ray_token_path, services
 
     running = services()
     if not running:
@@ -79,6 +79,8 @@ def _ui(arguments: argparse.Namespace) -> None:
         print(f"{service.name:8} {service.url}")
         if arguments.open:
             webbrowser.open(service.url)
+    if "ray" in running:
+        print(f"\nRay's page asks once for the token in {ray_token_path()}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

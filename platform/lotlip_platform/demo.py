@@ -7,11 +7,15 @@ after an interruption, goes on from there.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from lotlip.evaluate.benchmarks import Report
+from lotlip.data.manifest import read_manifest
+from lotlip.data.shards import read_samples
+from lotlip.evaluate.benchmarks import Report, long_caption
 from lotlip.evaluate.figures import arms_chart
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.config import load_config
@@ -22,16 +26,13 @@ from lotlip_platform.local_services import home, services
 from lotlip_platform.progress import TrainDisplay, bar, say
 from lotlip_platform.registry import fetch
 from lotlip_platform.search import match_table, search, search_sheet
-from lotlip_platform.storage import ensure_bucket
+from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.train import train
 from lotlip_platform.train_config import TrainConfig
 
 _BUCKET = "s3://lotlip"
 _SIZES: dict[Split, int] = {"train": 20_000, "validation": 1_000, "test": 2_000}
-_SEARCHED = (
-    "In the middle of the picture stands a red castle. Two white birds are in the upper left. "
-    "A green tree is below it. It is a sunny day, and behind everything there are mountains."
-)
+_SEARCHED = 3  # the held-out scene whose long caption is searched with
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,18 @@ def _rows(report: Report) -> dict[str, Interval]:
 
 
 def _search(model_uri: str, picture: Path) -> str:
-    matches = search(fetch(model_uri), f"{_BUCKET}/scenes/test", _SEARCHED, num_hits=6)
+    """Look for the picture of a held-out long caption among all; the caption and what it found."""
+    uri = f"{_BUCKET}/scenes/test"
+    store = open_store(uri)
+    wanted = next(islice(read_samples(store, read_manifest(store)), _SEARCHED, None))
+    text = long_caption(wanted)
+    matches = search(fetch(model_uri), uri, text, num_hits=6)
     heading = f"{model_uri} in {_SIZES['test']:,} scenes"
-    picture.write_bytes(search_sheet(_SEARCHED, matches, heading=heading))
-    return match_table(matches)
+    picture.write_bytes(search_sheet(text, matches, heading=heading, right=wanted.key))
+    return f"{textwrap.fill(text, 100)}\n(the caption of {wanted.key})\n\n{match_table(matches)}"
 
 
 def _print_end(results: dict[str, dict[str, Interval]], found: str, pictures: Path) -> None:
-    print(f"\n{table(results)}\n\n{_SEARCHED}\n\n{found}\n")
+    print(f"\n{table(results)}\n\n{found}\n")
     for name in ("samples.png", "arms.png", "search.png"):
         print(f"picture  {pictures / name}")

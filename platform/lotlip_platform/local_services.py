@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -124,7 +125,7 @@ def environment() -> dict[str, str]:
     if "mlflow" in alive:
         wanted["MLFLOW_TRACKING_URI"] = alive["mlflow"].address
     if "ray" in alive and os.environ.get("RAY_ADDRESS") in (None, alive["ray"].address):
-        wanted |= {"RAY_ADDRESS": alive["ray"].address, **_RAY_CLIENT}
+        wanted |= {"RAY_ADDRESS": alive["ray"].address, **_ray_client()}
     return {name: text for name, text in wanted.items() if os.environ.get(name, text) == text}
 
 
@@ -135,13 +136,27 @@ def use_local_services() -> dict[str, str]:
     return variables
 
 
-_RAY_CLIENT = {
-    # Despite its name this keeps Ray from replacing 127.0.0.1 by the machine's public address, so
-    # that nothing of it can be reached from outside. Server and clients must agree.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Otherwise it would depend on an earlier token file whether clients need a token.
-    "RAY_AUTH_MODE": "disabled",
-}
+def ray_token_path() -> Path:
+    """The secret without which nobody, not even another user of this machine, can use our Ray."""
+    return home() / "ray-token"
+
+
+def _ray_client() -> dict[str, str]:
+    """What Ray's servers and clients must agree on."""
+    return {
+        # Despite its name this keeps Ray from replacing 127.0.0.1 by the machine's public address,
+        # so that nothing of it can be reached from outside.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token_path()),
+    }
+
+
+def _ensure_ray_token() -> None:
+    if not ray_token_path().exists():
+        handle = os.open(ray_token_path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _s3_is_ours(address: str) -> bool:
@@ -201,6 +216,7 @@ def _plan_mlflow(on_progress: Progress) -> _Plan:
 
 
 def _plan_ray(on_progress: Progress) -> _Plan:
+    _ensure_ray_token()
     port, dashboard = _port("ray", on_progress), _port("dashboard", on_progress)
     agent = port_or_free(0)
     address, url = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
@@ -214,8 +230,7 @@ def _plan_ray(on_progress: Progress) -> _Plan:
     )
     health = (f"{url}/api/gcs_healthz", f"http://127.0.0.1:{agent}/api/local_raylet_healthz")
     variables = {
-        **_RAY_CLIENT,
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", _RAY_CLIENT["RAY_AUTH_MODE"]),
+        **_ray_client(),
         # Jobs start `python`: it must be this one.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "RAY_ADDRESS": address,

@@ -64,9 +64,11 @@ def search(
     return best
 
 
-def search_sheet(text: str, matches: list[Match], *, heading: str) -> bytes:
-    """The description and the images found, as a PNG."""
-    hits = [Hit(decode(match.sample.image), match.score, right=False) for match in matches]
+def search_sheet(text: str, matches: list[Match], *, heading: str, right: str = "") -> bytes:
+    """The description and the images found, as a PNG; the one with key `right` is framed."""
+    hits = [
+        Hit(decode(match.sample.image), match.score, match.sample.key == right) for match in matches
+    ]
     return retrieval_sheet([(text, hits)], heading=heading)
 
 

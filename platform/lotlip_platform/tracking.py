@@ -12,14 +12,13 @@ import queue
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -28,7 +27,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.rest_utils import http_request
 from requests.exceptions import RequestException
 
 from lotlip.errors import ConfigError, TrackingError
@@ -78,7 +79,7 @@ class Server:
 
 def connect(given: str = "") -> Server:
     """A server that answers. Raises: TrackingError within seconds if it doesn't."""
-    uri = tracking_uri(given)
+    uri = _without_user(tracking_uri(given))
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("http://", "https://")):
@@ -153,11 +154,15 @@ class TrackedRun:
         with failures_named(self.uri):
             self.client.set_tag(self.run_id, name, value)
 
-    def flush(self) -> None:
-        """Wait until all that was to be sent later is sent, but not for ever."""
+    def later(self, call: Callable[[], object]) -> None:
+        """Do something that may take the server's time, after what is to be sent already."""
+        self._queue.put(call)
+
+    def flush(self) -> bool:
+        """Wait until all that was to be sent later is sent, but not for ever; whether it is."""
         sent = threading.Event()
         self._queue.put(sent.set)
-        sent.wait(_FLUSH_S)
+        return sent.wait(_FLUSH_S)
 
     def _send(self) -> None:
         while True:
@@ -203,13 +208,23 @@ def open_run(
         status = RunStatus.KILLED
         raise
     finally:
-        monitor.finish()
-        tracked.flush()
-        try:
-            client.set_terminated(run_id, RunStatus.to_string(status))
+        _end(tracked, monitor, guard, RunStatus.to_string(status))
+
+
+def _end(
+    tracked: TrackedRun, monitor: SystemMetricsMonitor, guard: RunGuard, status: str
+) -> None:
+    """End a run, or leave that to its guard if the server doesn't answer."""
+    # Not here and now: the monitor waits for its last call, which a server that hangs draws out.
+    tracked.later(monitor.finish)
+    try:
+        if tracked.flush():
+            tracked.client.set_terminated(tracked.run_id, status)
             guard.release()
-        except FAILURES:
-            guard.abandon(RunStatus.to_string(status))
+            return
+    except FAILURES:
+        pass
+    guard.abandon(status)
 
 
 def end_orphan(uri: str, run_id: str, status: str) -> None:
@@ -223,18 +238,40 @@ def end_orphan(uri: str, run_id: str, status: str) -> None:
             time.sleep(10)
 
 
+def _without_user(uri: str) -> str:
+    """The address alone. The user and password in `http://USER:PASSWORD@HOST` move to where MLflow
+    looks for them, so that no message, process list or run folder shows them."""
+    parts = urlsplit(uri)
+    user, at, host = parts.netloc.rpartition("@")
+    if parts.scheme not in ("http", "https") or not at:
+        return uri
+    name, _, password = user.partition(":")
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    return parts._replace(netloc=host).geturl()
+
+
 def _check_answers(uri: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+        # MLflow's own way to ask heeds its variables for credentials and certificates.
+        creds = get_default_host_creds(uri)
+        answer = http_request(creds, "/health", "GET", timeout=10, max_retries=0)
+        if answer.ok:
             return
-    except urllib.error.HTTPError as error:
-        reason = f"it answered {error.code} to /health"
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))
+        reason = f"it answered {answer.status_code} to /health"
+    except FAILURES as error:
+        reason = _innermost(error)
     raise TrackingError(
         f"no MLflow server at {uri} ({reason}): start one with lotlip up, correct tracking.uri or "
         "MLFLOW_TRACKING_URI, or unset it to use a local file"
     )
+
+
+def _innermost(error: BaseException) -> str:
+    """What happened on the wire, below what each library made of it."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return " ".join(str(error).split())[:200]
 
 
 def _reopened(client: MlflowClient, run_id: str | None) -> str | None:

@@ -23,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.data.order import EpochOrder, streams_of

@@ -1,0 +1,163 @@
+"""What all tests share: an environment of their own, real servers, a small model and data set."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nothing of the user's is read or written; the lotlip home of the test, not yet made."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_", "LOTLIP_")) or name == "RAY_ADDRESS":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("LOTLIP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server that lives as long as the tests; nothing is set globally."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_env(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Points every S3 client of this process at `s3_endpoint`."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "lotlip")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "lotlip")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return s3_endpoint
+
+
+@pytest.fixture
+def dead_url() -> str:
+    """An address at which nothing listens."""
+    return f"http://127.0.0.1:{_free_port()}"
+
+
+class MlflowServer:
+    """A real MLflow server with a database and artifacts of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ]
+        with (folder / "server.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
+
+    def wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health"):
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"no MLflow server at {self.url}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes."""
+        os.killpg(self._process.pid, number)
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def start_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], MlflowServer]]:
+    """Starts a server that a test may break; all are ended with the tests."""
+    servers: list[MlflowServer] = []
+
+    def start() -> MlflowServer:
+        server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+        servers.append(server)
+        server.wait_until_it_answers()
+        return server
+
+    yield start
+    for server in servers:
+        server.end()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(start_mlflow: Callable[[], MlflowServer]) -> str:
+    """The address of a server for all tests; give registered models names of their own."""
+    return start_mlflow().url
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 scenes in 2 shards; for reading only."""
+    from lotlip_platform.datasets import make_scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    make_scenes(str(folder), num_samples=60, shard_size=40, on_progress=lambda done, total: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(scenes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export folder of an untrained tiny model that knows the scenes' words."""
+    import torch
+
+    from lotlip import export
+    from lotlip.data.manifest import read_manifest
+    from lotlip.data.shards import read_samples
+    from lotlip.data.store import FolderStore
+    from lotlip.model import PRESETS
+    from lotlip.model.pretrained import build
+    from lotlip.tokenizer import Tokenizer
+
+    store = FolderStore(scenes_folder)
+    samples = read_samples(store, read_manifest(store))
+    tokenizer = Tokenizer.learn(
+        (text for sample in samples for text in (sample.short, *sample.long.values())),
+        vocab_size=1024,
+        num_corner_tokens=2,
+        context_length=96,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(PRESETS["tiny"], tokenizer)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    export.save(model, folder)
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

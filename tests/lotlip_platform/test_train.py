@@ -1,0 +1,243 @@
+"""Training on a real local Ray, tracked in a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from lotlip.data.scenes import make_sample
+from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
+from lotlip.data.store import FolderStore, Store
+from lotlip.errors import ClusterError, ConfigError, DataError
+from lotlip_platform import tracking
+from lotlip_platform.config import build_config
+from lotlip_platform.storage import ensure_bucket, open_store
+from lotlip_platform.train import TrainResult, train
+from lotlip_platform.train_config import TrainConfig
+
+LOTLIP = [str(Path(sys.executable).with_name("lotlip"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """One Ray for all tests here; `train` uses the connection that it finds."""
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def write_scenes(store: Store, *, num: int, start: int, broken: tuple[int, ...] = ()) -> None:
+    """Scenes in shards of 64; the images at the places `broken` are none."""
+    written = []
+    for first in range(0, num, 64):
+        count, samples = CaptionCount(), []
+        for place in range(first, min(first + 64, num)):
+            sample = make_sample(0, start + place)
+            if place in broken:
+                sample = sample.__class__(**{**vars(sample), "image": b"not an image"})
+            count.add(sample)
+            samples.append(sample)
+        written.append((write_shard(store, shard_name(first // 64), samples), count))
+    write_dataset(store, written, {"command": "test"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """256 scenes to train on and 32 held-out ones."""
+    folder = tmp_path_factory.mktemp("data")
+    write_scenes(FolderStore(folder / "train"), num=256, start=0)
+    write_scenes(FolderStore(folder / "held-out"), num=32, start=1_000_000_000)
+    return folder
+
+
+def values(data: Path, store: str | Path, **changes: Any) -> dict[str, Any]:
+    """A run of 8 steps on the tiny preset; `changes` as `train__num_samples=64`."""
+    config: dict[str, Any] = {
+        "name": "tiny",
+        "store": str(store),
+        "model": {"preset": "tiny"},
+        "data": {"train": str(data / "train"), "order": {"shuffle_block": 16}},
+        "train": {
+            "num_samples": 256,
+            "global_batch": 32,
+            "save_every_steps": 3,
+            "log_every_steps": 2,
+        },
+        "eval": {"data": str(data / "held-out"), "benchmark": "scenes", "num_samples": 32},
+        "cluster": {"num_workers": 2},
+    }
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        inner = config
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return config
+
+
+def run(values: dict[str, Any]) -> tuple[TrainResult, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return train(build_config(TrainConfig, values), events.append), events
+
+
+def mlflow_run(run_id: str) -> Any:
+    return MlflowClient(tracking.tracking_uri()).get_run(run_id)
+
+
+def only_run() -> Any:
+    (found,) = MlflowClient(tracking.tracking_uri()).search_runs(["1"])
+    return found
+
+
+def losses(events: list[dict[str, Any]]) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in events if event["kind"] == "step"}
+
+
+def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
+    data: Path, tmp_path: Path
+):
+    result, events = run(values(data, tmp_path, train__eval_every_steps=4))
+    assert sorted(losses(events)) == list(range(1, 9))
+    assert result.model_uri == "models:/lotlip/1"
+    found = mlflow_run(result.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model.text.num_corner_tokens"] == "2"
+    assert found.data.tags["data_manifest"] == found.inputs.dataset_inputs[0].dataset.digest
+    assert {"code_version", "torch_version", "run_folder"} <= found.data.tags.keys()
+    assert found.data.metrics["train/loss"] > 0
+    client = MlflowClient(tracking.tracking_uri())
+    recall = client.get_metric_history(result.run_id, "eval/scenes/long_text_to_image_r1")
+    assert [point.step for point in recall] == [4, 8]
+    artifacts = {item.path for item in client.list_artifacts(result.run_id, "figures")}
+    assert artifacts == {"figures/curves.png", "figures/retrieval.png"}
+    assert client.get_model_version_by_alias("lotlip", "candidate").run_id == result.run_id
+    names = {path.name for path in (tmp_path / "tiny" / "checkpoints").iterdir()}
+    assert names >= {"step-00000006", "step-00000008"}
+
+    again, events = run(values(data, tmp_path, train__eval_every_steps=4))
+    assert again == result
+    assert [event["kind"] for event in events] == ["note"]
+
+    with pytest.raises(ConfigError, match=r"another train\.seed=0"):
+        run(values(data, tmp_path, train__eval_every_steps=4, train__seed=1))
+
+
+def test_one_worker_and_two_learn_the_same(data: Path, tmp_path: Path):
+    changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 128}
+    _, two = run(values(data, tmp_path / "2", **changes))
+    _, one = run(values(data, tmp_path / "1", cluster__num_workers=1, **changes))
+    assert losses(one).keys() == losses(two).keys()
+    for step, loss in losses(one).items():
+        assert losses(two)[step] == pytest.approx(loss, abs=1e-4)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_path: Path):
+    changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 512}
+    undisturbed, _ = run(values(data, tmp_path / "a", **changes))
+    killed: list[int] = []
+    notes: list[str] = []
+
+    def kill_one_after_the_second_checkpoint(event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if event["kind"] == "saved" and event["step"] >= 6 and not killed:
+            workers = [
+                process
+                for process in psutil.process_iter(["cmdline"])
+                if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    config = build_config(TrainConfig, values(data, tmp_path / "b", **changes))
+    result = train(config, kill_one_after_the_second_checkpoint)
+    assert killed
+    assert any("starting them again" in note for note in notes)
+    assert any(note.startswith("resuming at step") for note in notes)
+    assert result.digest == undisturbed.digest
+    assert mlflow_run(result.run_id).info.status == "FINISHED"
+
+
+def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
+    data: Path, tmp_path: Path, s3_env: str
+):
+    ensure_bucket("s3://lotlip-train")
+    for name, broken in {"few": (5,), "many": tuple(range(0, 256, 8))}.items():
+        store = open_store(f"s3://lotlip-train/{name}")
+        write_scenes(store, num=256, start=0, broken=broken)
+    changes = {
+        "tracking__registered_model": "",
+        "eval__data": "",
+        "data__max_bad_fraction": 0.01,
+        "data__train": "s3://lotlip-train/few",
+    }
+    result, events = run(values(data, "s3://lotlip-train/runs", **changes))
+    (bad,) = [event["samples"] for event in events if event["kind"] == "bad"]
+    assert [(sample["shard"], sample["index"]) for sample in bad] == [(shard_name(0), 5)]
+    client = MlflowClient(tracking.tracking_uri())
+    recorded = Path(client.download_artifacts(result.run_id, "bad_samples.jsonl")).read_text()
+    assert json.loads(recorded)["index"] == 5
+
+    changes |= {"name": "many", "data__train": "s3://lotlip-train/many"}
+    with pytest.raises(DataError, match=r"bad samples on this worker.*max_bad_fraction=0\.01"):
+        run(values(data, "s3://lotlip-train/runs", **changes))
+    failed = client.search_runs(["1"], "attributes.run_name = 'many'")[0]
+    assert failed.info.status == "FAILED"
+
+
+def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
+    data: Path, tmp_path: Path
+):
+    with pytest.raises(ClusterError, match=r"cluster\.num_workers=8 needs 8 CPUs"):
+        run(values(data, tmp_path / "runs", cluster__num_workers=8))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, "KILLED"), (signal.SIGTERM, "KILLED"), (9, "KILLED")]
+)
+@pytest.mark.slow
+def test_an_interrupted_command_ends_its_run_and_goes_on_when_repeated(
+    data: Path, tmp_path: Path, number: int, status: str
+):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(values(data, tmp_path / "runs", train__num_samples=12_800)))
+    command = [*LOTLIP, "train", str(config), "tracking.registered_model="]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    commit = tmp_path / "runs/tiny/checkpoints/step-00000003/commit.json"
+    deadline = time.monotonic() + 120
+    while not commit.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (130, -9), said
+    deadline = time.monotonic() + 60
+    while only_run().info.status == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert only_run().info.status == status
+    end_ray_of(process.pid)
+
+
+def end_ray_of(session: int) -> None:
+    """A driver that was killed outright leaves its local Ray to notice that by itself."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session:
+                process.kill()
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
