@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +56,7 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
     try:
         ray.init(
@@ -69,6 +72,9 @@ def connected() -> Iterator[None]:
             f"cannot connect to Ray at {address or 'this machine'}: {reason}; start it, or unset "
             "RAY_ADDRESS to use one of your own"
         ) from error
+    # Ray puts its own in place, which aborts; ours ends runs in order.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)
     try:
         yield
     finally:

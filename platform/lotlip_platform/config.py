@@ -87,18 +87,20 @@ def _merged(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"{override!r} is not of the form key=value")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path} holds no keys: it should be a YAML file of key: value")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no keys: it should be a YAML file of key: value")
+    assert isinstance(values, dict), "what a group of keys resolves to"
     return {str(key): value for key, value in values.items()}
 
 
 def _with_preset(model: dict[str, Any]) -> dict[str, Any]:
     name = model.get("preset", next(iter(PRESETS)))
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"model.preset={name!r} must be one of {', '.join(PRESETS)}")
     return _deep_merged(to_dict(PRESETS[name]), model)
 

@@ -88,7 +88,7 @@ def _load_from_store(uri: str) -> LoTLIP:
         for name in names:
             if "/" not in name:
                 (Path(folder) / name).write_bytes(store.read(name))
-        return lotlip.load(folder)
+        return _load_copy(Path(folder), uri)
 
 
 def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
@@ -97,13 +97,21 @@ def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder = download_artifacts(source, dst_path=temporary)
-        except MlflowException as error:
+        except tracking.FAILURES as error:
             reason = " ".join(str(error).split())[:200]
             raise TrackingError(f"{server.uri} has no model {model}: {reason}") from error
         exported = Path(folder) / "artifacts" / "model"
         if not exported.is_dir():
             raise CheckpointError(f"{model} is not a model of lotlip: it has no export folder")
-        return lotlip.load(exported)
+        return _load_copy(exported, model)
+
+
+def _load_copy(folder: Path, address: str) -> LoTLIP:
+    """Errors name the address that the user gave, not our copy of what lies there."""
+    try:
+        return lotlip.load(folder)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
 def _new_version(tracked: tracking.TrackedRun, name: str, logged: ModelInfo) -> str:

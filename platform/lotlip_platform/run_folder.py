@@ -65,12 +65,17 @@ class RunFolder:
         return Tokenizer.from_files(files)
 
     def save_checkpoint(self, step: int, state: bytes, *, keep_last: int) -> None:
-        """Write a checkpoint, commit it, then remove the oldest beyond `keep_last`."""
+        """Write a checkpoint, commit it, then remove the oldest beyond `keep_last`.
+
+        Those of later steps go as well: they were damaged, or training would not be here again.
+        """
         name = f"checkpoints/step-{step:08d}"
         self.store.write(f"{name}/{_STATE}", state)
         commit = {"sha256": hashlib.sha256(state).hexdigest(), "num_bytes": len(state)}
         self._write_json(f"{name}/{_COMMIT}", commit)
-        for old in self._committed()[:-keep_last]:
+        committed = self._committed()
+        end = committed.index(name.removeprefix("checkpoints/")) + 1
+        for old in [*committed[: max(0, end - keep_last)], *committed[end:]]:
             # The commit goes first: what is left of a removal is never taken for a checkpoint.
             self.store.delete(f"checkpoints/{old}/{_COMMIT}")
             self.store.delete(f"checkpoints/{old}/{_STATE}")
@@ -81,12 +86,10 @@ class RunFolder:
         A damaged one is told to `on_damage`, and the one before it is taken.
         """
         for name in reversed(self._committed()):
-            commit = self._read_json(f"checkpoints/{name}/{_COMMIT}")
+            state = self._read_state(name)
             where = f"{self.uri}/checkpoints/{name}"
-            if self.store.exists(f"checkpoints/{name}/{_STATE}"):
-                state = self.store.read(f"checkpoints/{name}/{_STATE}")
-                if hashlib.sha256(state).hexdigest() == commit.get("sha256"):
-                    return where, state
+            if state is not None:
+                return where, state
             on_damage(f"{where} is damaged: going back to the checkpoint before it")
         return None
 
@@ -117,14 +120,28 @@ class RunFolder:
         found = (re.fullmatch(rf"checkpoints/(step-\d+)/{_COMMIT}", name) for name in names)
         return sorted(match[1] for match in found if match)
 
+    def _read_state(self, name: str) -> bytes | None:
+        """The content of a checkpoint, None if it isn't what was committed."""
+        try:
+            commit = self._read_json(f"checkpoints/{name}/{_COMMIT}")
+        except CheckpointError:
+            return None
+        if not self.store.exists(f"checkpoints/{name}/{_STATE}"):
+            return None
+        state = self.store.read(f"checkpoints/{name}/{_STATE}")
+        return state if hashlib.sha256(state).hexdigest() == commit.get("sha256") else None
+
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.store.write(name, json.dumps(content, indent=1).encode())
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads(self.store.read(name))
+            content = json.loads(self.store.read(name))
         except ValueError as error:
             raise CheckpointError(f"{self.uri}/{name} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.uri}/{name} is damaged: it holds no keys")
+        return content
 
 
 def _first_difference(

@@ -39,6 +39,7 @@ from lotlip_platform.run_guard import RunGuard
 FAILURES = (MlflowException, RequestException, OSError)
 """What an unreachable or unwilling server looks like from here."""
 _FLUSH_S = 30.0  # how long the end of a run waits for metrics that are still under way
+_ANSWER_S = 10.0  # how long a server may take to say that it is there
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -195,13 +196,20 @@ def open_run(
     """
     client, uri = server.client, server.uri
     with failures_named(uri):
-        run_id = _reopened(client, run_id) or _created(server, experiment, name, params)
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        continued = _reopened(client, run_id)
+        run_id = continued or _created(server, experiment, name)
     guard = RunGuard(uri, run_id)
     tracked = TrackedRun(server, run_id)
     monitor = _system_metrics(run_id, uri)
     status = RunStatus.FAILED
     try:
+        with failures_named(uri):
+            described = {} if continued else params
+            client.log_batch(
+                run_id,
+                params=[Param(key, str(value)[:6000]) for key, value in described.items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
         yield tracked
         status = RunStatus.FINISHED
     except (KeyboardInterrupt, SystemExit):
@@ -255,7 +263,7 @@ def _check_answers(uri: str) -> None:
     try:
         # MLflow's own way to ask heeds its variables for credentials and certificates.
         creds = get_default_host_creds(uri)
-        answer = http_request(creds, "/health", "GET", timeout=10, max_retries=0)
+        answer = http_request(creds, "/health", "GET", timeout=_ANSWER_S, max_retries=0)
         if answer.ok:
             return
         reason = f"it answered {answer.status_code} to /health"
@@ -287,17 +295,13 @@ def _reopened(client: MlflowClient, run_id: str | None) -> str | None:
     return run_id
 
 
-def _created(server: Server, experiment: str, name: str, params: Mapping[str, Any]) -> str:
+def _created(server: Server, experiment: str, name: str) -> str:
     client = server.client
     found = client.get_experiment_by_name(experiment)
     # A server has its own place for artifacts; without one they would go to the current folder.
     place = str(local_artifacts() / experiment) if server.uri == local_tracking_uri() else None
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, place)
-    run = client.create_run(experiment_id, run_name=name)
-    client.log_batch(
-        run.info.run_id, params=[Param(key, str(value)[:6000]) for key, value in params.items()]
-    )
-    return run.info.run_id
+    return client.create_run(experiment_id, run_name=name).info.run_id
 
 
 def _system_metrics(run_id: str, uri: str) -> SystemMetricsMonitor:

@@ -205,13 +205,9 @@ def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, "KILLED"), (signal.SIGTERM, "KILLED"), (9, "KILLED")]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.slow
-def test_an_interrupted_command_ends_its_run_and_goes_on_when_repeated(
-    data: Path, tmp_path: Path, number: int, status: str
-):
+def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path, number: int):
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(values(data, tmp_path / "runs", train__num_samples=12_800)))
     command = [*LOTLIP, "train", str(config), "tracking.registered_model="]
@@ -229,7 +225,7 @@ def test_an_interrupted_command_ends_its_run_and_goes_on_when_repeated(
     deadline = time.monotonic() + 60
     while only_run().info.status == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert only_run().info.status == status
+    assert only_run().info.status == "KILLED"
     end_ray_of(process.pid)
 
 

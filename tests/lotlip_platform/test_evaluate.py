@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import lotlip
+from lotlip.data.manifest import Manifest, read_manifest, write_manifest
+from lotlip.data.sample import Sample
+from lotlip.data.shards import read_samples, write_shard
+from lotlip.data.store import FolderStore
+from lotlip.errors import CheckpointError, ConfigError, DataError
+from lotlip.evaluate.benchmarks import BENCHMARKS
+from lotlip.evaluate.retrieval import Interval
+from lotlip_platform.evaluate import aligned, evaluate, evaluate_on, table
+
+RECALLS = {
+    f"{kind}_{direction}_r{k}"
+    for kind in ("short", "long")
+    for direction in ("image_to_text", "text_to_image")
+    for k in (1, 5, 10)
+}
+
+
+def rewritten(source: Path, folder: Path, **changes) -> str:
+    """The data set with the same changes made to each sample."""
+    old, new = FolderStore(source), FolderStore(folder)
+    samples: list[Sample] = [replace(s, **changes) for s in read_samples(old, read_manifest(old))]
+    write_manifest(new, Manifest(shards=(write_shard(new, "shard-000000.tar", samples),)))
+    return str(folder)
+
+
+def test_the_benchmarks_give_their_metrics_as_shares_with_intervals(model_folder, scenes_folder):
+    uri = str(scenes_folder)
+    reports = evaluate(str(model_folder), dict.fromkeys(BENCHMARKS, uri))
+    assert [report.benchmark for report in reports] == ["retrieval", "scenes"]
+    retrieval, scenes = reports
+    assert set(retrieval.metrics) == RECALLS
+    assert set(scenes.metrics) > RECALLS
+    assert {"class_zero_shot_top1", "colour_class_zero_shot_top1"} <= set(scenes.metrics)
+    for report in reports:
+        assert report.num_samples == 60
+        for interval in report.metrics.values():
+            assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
+
+
+def test_the_same_model_gets_the_same_report_again(model_folder, scenes_folder):
+    model = lotlip.load(model_folder)
+    first, second = (evaluate_on(model, "scenes", str(scenes_folder), 0) for _ in range(2))
+    assert first == second
+
+
+def test_only_the_first_samples_are_taken_if_asked(model_folder, scenes_folder):
+    (report,) = evaluate(str(model_folder), {"retrieval": str(scenes_folder)}, num_samples=20)
+    assert report.num_samples == 20
+
+
+def test_more_samples_than_there_are_is_an_error(model_folder, scenes_folder):
+    with pytest.raises(DataError, match="has 60 samples"):
+        evaluate(str(model_folder), {"retrieval": str(scenes_folder)}, num_samples=61)
+
+
+def test_samples_without_scene_facts_are_told(model_folder, scenes_folder, tmp_path):
+    uri = rewritten(scenes_folder, tmp_path / "plain", extra={})
+    with pytest.raises(DataError, match="needs samples of lotlip data scenes"):
+        evaluate(str(model_folder), {"scenes": uri})
+    (report,) = evaluate(str(model_folder), {"retrieval": uri})
+    assert set(report.metrics) == RECALLS
+
+
+def test_facts_of_another_shape_are_told(model_folder, scenes_folder, tmp_path):
+    uri = rewritten(scenes_folder, tmp_path / "odd", extra={"scene": [], "facts": 3})
+    with pytest.raises(DataError, match="needs samples of lotlip data scenes"):
+        evaluate(str(model_folder), {"scenes": uri})
+
+
+def test_samples_without_long_captions_are_told(model_folder, scenes_folder, tmp_path):
+    uri = rewritten(scenes_folder, tmp_path / "short", long={})
+    with pytest.raises(DataError, match="no long caption"):
+        evaluate(str(model_folder), {"retrieval": uri})
+
+
+def test_images_that_do_not_decode_are_told(model_folder, scenes_folder, tmp_path):
+    uri = rewritten(scenes_folder, tmp_path / "dark", image=b"no image")
+    with pytest.raises(DataError, match="does not decode"):
+        evaluate(str(model_folder), {"retrieval": uri})
+
+
+def test_an_unknown_benchmark_is_told_before_the_model_is_fetched(scenes_folder):
+    with pytest.raises(ConfigError, match="no benchmark coco: choose from retrieval, scenes"):
+        evaluate("/no/model", {"coco": str(scenes_folder)})
+    with pytest.raises(CheckpointError, match="no such folder"):
+        evaluate("/no/model", {"retrieval": str(scenes_folder)})
+
+
+def test_the_table_shows_metrics_down_and_models_across():
+    columns = {
+        "lotlip": {"r1": Interval(0.5, 0.4, 0.6), "r5": Interval(1.0, 0.95, 1.0)},
+        "other model": {"r1": Interval(0.0, 0.0, 0.05)},
+    }
+    assert table(columns).splitlines() == [
+        "    lotlip               other model",
+        "--  -------------------  ----------------",
+        "r1   50.0 [40.0, 60.0]     0.0 [0.0, 5.0]",
+        "r5  100.0 [95.0, 100.0]  not run",
+    ]
+    assert [line.split()[0] for line in table(columns, ["r5", "r9"]).splitlines()[2:]] == [
+        "r5",
+        "r9",
+    ]
+    assert "not run" in table(columns, ["r9"]).splitlines()[2]
+
+
+def test_a_table_of_nothing_is_its_header():
+    assert aligned([["", "score"]]).splitlines() == ["  score", "  -----"]

@@ -1,0 +1,96 @@
+"""The repository as a newcomer meets it: the name trap, the wheel, the README's commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+IN_A_RAY_WORKER = """
+import ray
+
+@ray.remote
+def system():
+    import platform, lotlip_platform
+    return platform.system(), platform.__file__
+
+ray.init(
+    num_cpus=1, include_dashboard=False, log_to_driver=False,
+    runtime_env={"working_dir": ".", "env_vars": {"PYTHONPATH": "platform"}},
+)
+print(ray.get(system.remote()))
+"""
+
+
+def output(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_python_in_the_root_sees_the_standard_platform_module():
+    assert output("-c", "import platform; print(platform.system())").strip() == "Linux"
+
+
+def test_pytest_as_a_module_in_the_root_sees_the_standard_platform_module():
+    assert "pytest" in output("-m", "pytest", "--version")
+
+
+def test_a_ray_worker_with_the_root_as_its_working_folder_sees_the_standard_platform_module():
+    system, file = re.findall(r"'([^']+)'", output("-c", IN_A_RAY_WORKER))[-2:]
+    assert system == "Linux"
+    assert not file.startswith(str(ROOT))
+    assert "lib/python" in file
+
+
+@pytest.mark.parametrize("folder", ["platform", "tests/platform"])
+def test_nothing_shadows_the_standard_platform_module(folder: str):
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    output("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path).namelist()
+
+
+def test_the_wheel_holds_both_packages_and_what_they_need(wheel: list[str]):
+    needed = {
+        "lotlip/__init__.py",
+        "lotlip/assets/scenes-image-tower/model.safetensors",
+        "lotlip_platform/cli.py",
+        "lotlip_platform/configs/train/scenes.yaml",
+    }
+    assert needed <= set(wheel)
+
+
+def test_the_wheel_holds_no_platform_and_no_tests(wheel: list[str]):
+    tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
+    assert tops == {"lotlip", "lotlip_platform"}
+
+
+def test_every_make_command_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_path_in_the_readmes_map_exists():
+    readme = (ROOT / "README.md").read_text()
+    paths = re.findall(r"`((?:lotlip|platform|jobs|infra|tests|docs)/[\w./-]+)`", readme)
+    assert len(paths) > 5
+    for path in paths:
+        assert (ROOT / path).exists(), path
