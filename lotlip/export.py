@@ -74,7 +74,7 @@ def load(path: str | Path) -> LoTLIP:
         config = from_dict(ModelConfig, content.get("model"), "model")
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(config, tokenizer)
-    except ConfigError as error:
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{folder} is damaged or of another version: {error}") from error
     model = LoTLIP(config, tokenizer)
     load_exactly(model, read_tensors(folder), str(folder))

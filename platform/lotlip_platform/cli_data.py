@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lotlip.errors import ConfigError, DataError
+from lotlip_platform.progress import say
 
 
 def add_verbs(verbs: Any) -> None:
@@ -49,7 +50,7 @@ def write_picture(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write --out {path}: {error.strerror}") from error
-    print(f"picture  {path}")
+    say(f"picture  {path}")
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
@@ -94,6 +95,8 @@ def _stats(arguments: argparse.Namespace) -> None:
     from lotlip_platform.dataset_views import stats, stats_figure
     from lotlip_platform.evaluate import aligned
 
+    if arguments.samples < 0:
+        raise ConfigError("--samples must be 0 or more")
     found = stats(arguments.uri, num_samples=arguments.samples)
     summary = found.summary()
     if arguments.json:

@@ -84,6 +84,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         if not (name and given and uri):
             raise ConfigError(f"--bench {bench!r} is not of the form NAME=URI")
         benches[name] = uri
+    if arguments.samples < 0:
+        raise ConfigError("--samples must be 0 or more")
     reports = evaluate(arguments.model, benches, num_samples=arguments.samples)
     if arguments.json:
         print(json.dumps([asdict(report) for report in reports], indent=1))

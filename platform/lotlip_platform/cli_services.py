@@ -7,10 +7,13 @@ import dataclasses
 import json
 from typing import Any
 
-from lotlip.errors import ClusterError
+from lotlip.errors import ClusterError, ConfigError
 from lotlip_platform.progress import say
 
 _DEMO_BYTES = 3_000_000_000
+_SMALLEST_DEMO = 1280
+LOCAL_BUCKET = "s3://lotlip"
+"""The bucket of the local S3 endpoint that the shipped configs name."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -33,6 +36,9 @@ def add_verbs(verbs: Any) -> None:
     ui.set_defaults(run=_ui)
 
     demo = verbs.add_parser("demo", help="the whole story on this machine, in some ten minutes")
+    demo.add_argument(
+        "--samples", type=int, default=20_000, metavar="N", help="scenes to train on; 20000"
+    )
     demo.set_defaults(run=_demo)
 
 
@@ -50,12 +56,15 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _up(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.local_services import SERVICES, environment, up
+    from lotlip_platform.local_services import SERVICES, environment, up, use_local_services
+    from lotlip_platform.storage import ensure_bucket
 
     running = up(arguments.services or SERVICES, say)
+    if "AWS_ENDPOINT_URL" in use_local_services():
+        ensure_bucket(LOCAL_BUCKET)
     for service in running.values():
         print(f"{service.name:8} {service.url}")
-    print("\nlotlip finds them by itself. For other programs:")
+    print(f"\nlotlip finds them by itself, and {LOCAL_BUCKET}. For other programs:")
     for name, value in environment().items():
         print(f"export {name}={value}")
 
@@ -85,12 +94,16 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 def _demo(arguments: argparse.Namespace) -> None:
     from lotlip_platform.local_services import require_disk, up, use_local_services
+    from lotlip_platform.storage import ensure_bucket
 
+    if arguments.samples < _SMALLEST_DEMO:
+        raise ConfigError(f"--samples {arguments.samples} must be {_SMALLEST_DEMO} or more")
     require_disk(_DEMO_BYTES)
     say("[1/5] local services")
     up(on_progress=say)
     use_local_services()
+    ensure_bucket(LOCAL_BUCKET)
     # Not before: Ray reads the variables of the services when it is imported.
     from lotlip_platform.demo import demo
 
-    demo()
+    demo(arguments.samples)

@@ -26,12 +26,11 @@ from lotlip_platform.local_services import home, services
 from lotlip_platform.progress import TrainDisplay, bar, say
 from lotlip_platform.registry import fetch
 from lotlip_platform.search import match_table, search, search_sheet
-from lotlip_platform.storage import ensure_bucket, open_store
+from lotlip_platform.storage import open_store
 from lotlip_platform.train import train
 from lotlip_platform.train_config import TrainConfig
 
 _BUCKET = "s3://lotlip"
-_SIZES: dict[Split, int] = {"train": 20_000, "validation": 1_000, "test": 2_000}
 _SEARCHED = 3  # the held-out scene whose long caption is searched with
 
 
@@ -44,11 +43,11 @@ class _Arm:
 
 
 _ARMS = {
-    "demo-lotlip": _Arm("LoTLIP, m = 2", ()),
-    "demo-short": _Arm(
+    "lotlip": _Arm("LoTLIP, m = 2", ()),
+    "short-only": _Arm(
         "short captions only", ("captions.num_sub_captions=0", "tracking.registered_model=")
     ),
-    "demo-control": _Arm(
+    "control": _Arm(
         "m = 0, long weighted 3x",
         (
             "model.text.num_corner_tokens=0",
@@ -68,45 +67,50 @@ _ROWS = {
 }
 
 
-def demo() -> None:
-    """Run the story and print its end: a table, pictures, addresses. Raises: LotlipError."""
+def demo(num_samples: int) -> None:
+    """Run the story and print its end: a table, pictures, addresses.
+
+    `num_samples` scenes to train on, seen twice; a twentieth as many to validate on and a tenth to
+    test on. Raises: LotlipError.
+    """
     began = time.monotonic()
     pictures = home() / "demo"
     pictures.mkdir(parents=True, exist_ok=True)
+    root = f"{_BUCKET}/demo-{num_samples}"
+    sizes: dict[Split, int] = {
+        "train": num_samples,
+        "validation": num_samples // 20,
+        "test": num_samples // 10,
+    }
     say("[2/5] scenes into S3")
-    _make_data()
-    sheet = show(f"{_BUCKET}/scenes/train", num_samples=12)
-    (pictures / "samples.png").write_bytes(sheet)
+    for split, size in sizes.items():
+        with bar(f"scenes, {split}", "sample") as shown:
+            make_scenes(f"{root}/{split}", num_samples=size, split=split, on_progress=shown.show)
+    (pictures / "samples.png").write_bytes(show(f"{root}/train", num_samples=12))
     say("[3/5] three arms on two Ray workers each")
-    runs = {name: _train(name, arm) for name, arm in _ARMS.items()}
+    models = {name: _train(name, arm, root, sizes) for name, arm in _ARMS.items()}
     say("[4/5] evaluation on held-out scenes")
-    reports = {name: _evaluate(name) for name in _ARMS}
-    results = {_ARMS[name].title: _rows(report) for name, report in reports.items()}
-    chart = arms_chart(results, title=f"{_SIZES['test']:,} held-out scenes")
+    results = {arm.title: _rows(_evaluate(name, root)) for name, arm in _ARMS.items()}
+    chart = arms_chart(results, title=f"{sizes['test']:,} held-out scenes")
     (pictures / "arms.png").write_bytes(chart)
     say("[5/5] a search with the registered model")
-    found = _search(runs["demo-lotlip"], pictures / "search.png")
+    found = _search(models["lotlip"], f"{root}/test", pictures / "search.png")
     _print_end(results, found, pictures)
-    for service in services().values():
-        print(f"{service.name:8} {service.url}")
     print(f"\n{time.monotonic() - began:.0f} s; end the services with lotlip down")
 
 
-def _make_data() -> None:
-    ensure_bucket(_BUCKET)
-    for split, num_samples in _SIZES.items():
-        with bar(f"scenes, {split}", "sample") as shown:
-            make_scenes(
-                f"{_BUCKET}/scenes/{split}",
-                num_samples=num_samples,
-                split=split,
-                on_progress=shown.show,
-            )
-
-
-def _train(name: str, arm: _Arm) -> str:
+def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
     """Train an arm as `lotlip train` does; the address of its model."""
-    config = load_config(TrainConfig, "train/scenes", (f"name={name}", *arm.overrides))
+    overrides = (
+        f"name={name}",
+        f"store={root}/runs",
+        f"data.train={root}/train",
+        f"train.num_samples={2 * sizes['train']}",
+        f"eval.data={root}/validation",
+        f"eval.num_samples={sizes['validation']}",
+        *arm.overrides,
+    )
+    config = load_config(TrainConfig, "train/scenes", overrides)
     display = TrainDisplay(arm.title, config.train.num_steps)
     try:
         return train(config, display).model_uri
@@ -114,24 +118,22 @@ def _train(name: str, arm: _Arm) -> str:
         display.close()
 
 
-def _evaluate(name: str) -> Report:
-    model = fetch(f"{_BUCKET}/runs/{name}/model")
-    return evaluate_on(model, "scenes", f"{_BUCKET}/scenes/test", 0)
+def _evaluate(name: str, root: str) -> Report:
+    return evaluate_on(fetch(f"{root}/runs/{name}/model"), "scenes", f"{root}/test", 0)
 
 
 def _rows(report: Report) -> dict[str, Interval]:
     return {title: report.metrics[metric] for metric, title in _ROWS.items()}
 
 
-def _search(model_uri: str, picture: Path) -> str:
+def _search(model_uri: str, uri: str, picture: Path) -> str:
     """Look for the picture of a held-out long caption among all; the caption and what it found."""
-    uri = f"{_BUCKET}/scenes/test"
     store = open_store(uri)
     wanted = next(islice(read_samples(store, read_manifest(store)), _SEARCHED, None))
     text = long_caption(wanted)
     matches = search(fetch(model_uri), uri, text, num_hits=6)
-    heading = f"{model_uri} in {_SIZES['test']:,} scenes"
-    picture.write_bytes(search_sheet(text, matches, heading=heading, right=wanted.key))
+    sheet = search_sheet(text, matches, heading=f"{model_uri} in {uri}", right=wanted.key)
+    picture.write_bytes(sheet)
     return f"{textwrap.fill(text, 100)}\n(the caption of {wanted.key})\n\n{match_table(matches)}"
 
 
@@ -139,3 +141,5 @@ def _print_end(results: dict[str, dict[str, Interval]], found: str, pictures: Pa
     print(f"\n{table(results)}\n\n{found}\n")
     for name in ("samples.png", "arms.png", "search.png"):
         print(f"picture  {pictures / name}")
+    for service in services().values():
+        print(f"{service.name:8} {service.url}")

@@ -130,6 +130,8 @@ class S3Store:
             except ClientError as error:
                 if status_of(error) != 404:
                     raise
+                # An answer to HEAD has no body: only a listing tells a missing bucket.
+                client.list_objects_v2(Bucket=place.bucket, Prefix=place.key, MaxKeys=1)
                 return False
             return True
 

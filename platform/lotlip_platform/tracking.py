@@ -6,6 +6,7 @@ it. With `registry.py` and `serving_model.py` this is all that knows MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -18,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -35,6 +35,7 @@ from requests.exceptions import RequestException
 from lotlip.errors import ConfigError, TrackingError
 from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.run_guard import RunGuard
+from lotlip_platform.tracking_address import innermost, without_user
 
 FAILURES = (MlflowException, RequestException, OSError)
 """What an unreachable or unwilling server looks like from here."""
@@ -80,7 +81,7 @@ class Server:
 
 def connect(given: str = "") -> Server:
     """A server that answers. Raises: TrackingError within seconds if it doesn't."""
-    uri = _without_user(tracking_uri(given))
+    uri = without_user(tracking_uri(given))
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     if uri.startswith(("http://", "https://")):
@@ -219,19 +220,15 @@ def open_run(
         _end(tracked, monitor, guard, RunStatus.to_string(status))
 
 
-def _end(
-    tracked: TrackedRun, monitor: SystemMetricsMonitor, guard: RunGuard, status: str
-) -> None:
+def _end(tracked: TrackedRun, monitor: SystemMetricsMonitor, guard: RunGuard, status: str) -> None:
     """End a run, or leave that to its guard if the server doesn't answer."""
     # Not here and now: the monitor waits for its last call, which a server that hangs draws out.
     tracked.later(monitor.finish)
-    try:
+    with contextlib.suppress(*FAILURES):
         if tracked.flush():
             tracked.client.set_terminated(tracked.run_id, status)
             guard.release()
             return
-    except FAILURES:
-        pass
     guard.abandon(status)
 
 
@@ -246,40 +243,21 @@ def end_orphan(uri: str, run_id: str, status: str) -> None:
             time.sleep(10)
 
 
-def _without_user(uri: str) -> str:
-    """The address alone. The user and password in `http://USER:PASSWORD@HOST` move to where MLflow
-    looks for them, so that no message, process list or run folder shows them."""
-    parts = urlsplit(uri)
-    user, at, host = parts.netloc.rpartition("@")
-    if parts.scheme not in ("http", "https") or not at:
-        return uri
-    name, _, password = user.partition(":")
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    return parts._replace(netloc=host).geturl()
-
-
 def _check_answers(uri: str) -> None:
     try:
         # MLflow's own way to ask heeds its variables for credentials and certificates.
         creds = get_default_host_creds(uri)
         answer = http_request(creds, "/health", "GET", timeout=_ANSWER_S, max_retries=0)
+        assert answer is not None, "an answer or an exception"
         if answer.ok:
             return
         reason = f"it answered {answer.status_code} to /health"
     except FAILURES as error:
-        reason = _innermost(error)
+        reason = innermost(error)
     raise TrackingError(
         f"no MLflow server at {uri} ({reason}): start one with lotlip up, correct tracking.uri or "
         "MLFLOW_TRACKING_URI, or unset it to use a local file"
     )
-
-
-def _innermost(error: BaseException) -> str:
-    """What happened on the wire, below what each library made of it."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return " ".join(str(error).split())[:200]
 
 
 def _reopened(client: MlflowClient, run_id: str | None) -> str | None:

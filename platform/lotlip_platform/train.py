@@ -6,36 +6,33 @@ passes on what rank 0 tells: to MLflow and to whoever watches.
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
-import torch
 
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.data.order import EpochOrder, streams_of
 from lotlip.data.shards import read_samples
 from lotlip.errors import ClusterError, DataError, LotlipError
-from lotlip.evaluate.figures import curves
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.pretrained import check_tokenizer, find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
 from lotlip_platform.cluster import check_resources, connected, store_environment
 from lotlip_platform.config import dump_config, flat
+from lotlip_platform.lineage import code_tags
+from lotlip_platform.listener import Listener, Mailbox, Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
@@ -43,10 +40,6 @@ from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import train_worker
 
 _LISTEN_S = 0.3
-
-Event = dict[str, Any]
-Watch = Callable[[Event], None]
-"""Sees every event of the workers, and those of the driver: kind `note`, `started`, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,32 +175,12 @@ def _tracked(
         yield tracked
 
 
-def code_tags() -> dict[str, str]:
-    """Which code runs: the commit of a checkout (with `+changes` if it has any), and versions."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD")
-    changed = commit and git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "code_version": f"{commit}{'+changes' if changed else ''}" or version("lotlip-platform"),
-        "lotlip_version": version("lotlip-platform"),
-        "python_version": platform.python_version(),
-        "torch_version": torch.__version__,
-        "ray_version": ray.__version__,
-    }
-
-
 def _fit(
     config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch
 ) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    listener = _Listener(tracked, watch)
+    listener = Listener(tracked, watch)
     for attempt in range(config.cluster.max_failures + 1):
         failure = _run_workers(config, folder, mailbox, listener)
         if failure is None:
@@ -226,7 +199,7 @@ def _fit(
 
 
 def _run_workers(
-    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: _Listener
+    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: Listener
 ) -> Exception | None:
     """One life of the workers; what ended it early.
 
@@ -238,6 +211,7 @@ def _run_workers(
             "config": to_dict(config),
             "run": folder.uri,
             "environment": store_environment(),
+            "folder": os.getcwd(),
             "mailbox": mailbox,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -264,66 +238,14 @@ def _run_workers(
     thread.start()
     while thread.is_alive():
         thread.join(_LISTEN_S)
-        listener.take(mailbox)
+        try:
+            listener.take(mailbox)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"lost the Ray cluster: {_first_line(error)}; the run resumes from its last "
+                "checkpoint when started again"
+            ) from error
     return failures[0] if failures else None
-
-
-class Mailbox:
-    """An actor that holds what the workers have told and the driver not yet read."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-
-class _Listener:
-    """Passes on what the workers tell: to MLflow, and to whoever watches."""
-
-    def __init__(self, tracked: tracking.TrackedRun, watch: Watch) -> None:
-        self._tracked, self._watch = tracked, watch
-        self._bad: list[dict[str, Any]] = []
-
-    def note(self, text: str) -> None:
-        self._watch({"kind": "note", "text": text})
-
-    def take(self, mailbox: Any) -> None:
-        for event in ray.get(mailbox.take.remote()):
-            if event["kind"] == "metrics":
-                self._tracked.log_metrics(event["metrics"], event["step"])
-            elif event["kind"] == "evaluated":
-                report = event["report"]
-                metrics = {
-                    f"eval/{report.benchmark}/{name}": interval.value
-                    for name, interval in report.metrics.items()
-                }
-                self._tracked.log_metrics(metrics, event["step"])
-            elif event["kind"] == "file":
-                self._tracked.log_file_later(event["name"], event["content"])
-            elif event["kind"] == "bad":
-                self._bad += event["samples"]
-            self._watch(event)
-
-    def finish(self, config: TrainConfig) -> None:
-        """Once all have told all: the curves, and the list of bad samples."""
-        self._tracked.flush()
-        bad = "".join(json.dumps(sample) + "\n" for sample in self._bad)
-        self._tracked.log_file_later("bad_samples.jsonl", bad.encode())
-        recall = {
-            name: f"eval/{config.eval.benchmark}/{name}"
-            for name in ("long_text_to_image_r1", "short_text_to_image_r1")
-        }
-        panels = {
-            "loss": {"train/loss": self._tracked.history("train/loss")},
-            "recall@1": {name: self._tracked.history(key) for name, key in recall.items()},
-        }
-        figure = curves(panels, xlabel="step", title=config.name)
-        self._tracked.log_file_later("figures/curves.png", figure)
 
 
 def _lotlip_error(failure: BaseException | None) -> LotlipError | None:

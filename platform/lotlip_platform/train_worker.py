@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 import ray.train.torch
 import torch
 
@@ -35,9 +36,11 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
     `arguments`: the resolved `config` as plain values, the `run` folder's address, the
-    `environment` that leads to the store, and the `mailbox` of the driver.
+    `environment` that leads to the store, the driver's current `folder` and its `mailbox`.
     """
     os.environ.update(arguments["environment"])
+    if os.path.isdir(arguments["folder"]):
+        os.chdir(arguments["folder"])  # relative paths in the config mean what the user meant
     config = build_config(TrainConfig, arguments["config"])
     folder = RunFolder(open_store(arguments["run"]))
     mailbox = arguments["mailbox"]
@@ -67,6 +70,8 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
                 send({"kind": "saved", "step": step.step})
             meter.restart()
     _finish(config, state, held_out, folder, send)
+    # The calls before this one have arrived, too, once it is answered.
+    ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
 def make_source(config: TrainConfig, tokenizer: Tokenizer) -> Source:

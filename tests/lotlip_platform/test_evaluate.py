@@ -71,7 +71,7 @@ def test_samples_without_scene_facts_are_told(model_folder, scenes_folder, tmp_p
 
 def test_facts_of_another_shape_are_told(model_folder, scenes_folder, tmp_path):
     uri = rewritten(scenes_folder, tmp_path / "odd", extra={"scene": [], "facts": 3})
-    with pytest.raises(DataError, match="needs samples of lotlip data scenes"):
+    with pytest.raises(DataError, match="not a scene"):
         evaluate(str(model_folder), {"scenes": uri})
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,8 @@ def registered(mlflow_server: str, model_folder: Path) -> Registered:
 
 
 @pytest.fixture(autouse=True)
-def same_server(registered: Registered) -> Iterator[None]:
+def same_server(registered: Registered) -> None:
     connect(registered.server.uri)
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -134,8 +134,12 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
         run(values(data, tmp_path, train__eval_every_steps=4, train__seed=1))
 
 
-def test_one_worker_and_two_learn_the_same(data: Path, tmp_path: Path):
+def test_one_worker_and_two_learn_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(data)
     changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 128}
+    changes["data__train"] = "train"  # relative to where the command runs
     _, two = run(values(data, tmp_path / "2", **changes))
     _, one = run(values(data, tmp_path / "1", cluster__num_workers=1, **changes))
     assert losses(one).keys() == losses(two).keys()

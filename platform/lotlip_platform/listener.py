@@ -1,0 +1,80 @@
+"""What the workers of a run tell its driver, and where the driver passes it on.
+
+Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
+is a dictionary with a `kind`: `step`, `metrics`, `evaluated`, `saved`, `bad`, `file`, `note`,
+`started` or `ended`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from lotlip.evaluate.figures import curves
+from lotlip_platform import tracking
+from lotlip_platform.train_config import TrainConfig
+
+Event = dict[str, Any]
+Watch = Callable[[Event], None]
+"""Sees every event; for a display."""
+
+
+class Mailbox:
+    """An actor that holds what the workers have told and the driver not yet read."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+class Listener:
+    """Passes on what the workers tell: to MLflow, and to whoever watches."""
+
+    def __init__(self, tracked: tracking.TrackedRun, watch: Watch) -> None:
+        self._tracked, self._watch = tracked, watch
+        self._bad: list[dict[str, Any]] = []
+
+    def note(self, text: str) -> None:
+        self._watch({"kind": "note", "text": text})
+
+    def take(self, mailbox: Any) -> None:
+        for event in ray.get(mailbox.take.remote()):
+            if event["kind"] == "metrics":
+                self._tracked.log_metrics(event["metrics"], event["step"])
+            elif event["kind"] == "evaluated":
+                report = event["report"]
+                metrics = {
+                    f"eval/{report.benchmark}/{name}": interval.value
+                    for name, interval in report.metrics.items()
+                }
+                self._tracked.log_metrics(metrics, event["step"])
+            elif event["kind"] == "file":
+                self._tracked.log_file_later(event["name"], event["content"])
+            elif event["kind"] == "bad":
+                self._bad += event["samples"]
+            self._watch(event)
+
+    def finish(self, config: TrainConfig) -> None:
+        """Once all have told all: the curves, and the list of bad samples."""
+        self._tracked.flush()
+        bad = "".join(json.dumps(sample) + "\n" for sample in self._bad)
+        self._tracked.log_file_later("bad_samples.jsonl", bad.encode())
+        recall = {
+            name: f"eval/{config.eval.benchmark}/{name}"
+            for name in ("long_text_to_image_r1", "short_text_to_image_r1")
+        }
+        panels = {
+            "loss": {"train/loss": self._tracked.history("train/loss")},
+            "recall@1": {name: self._tracked.history(key) for name, key in recall.items()},
+        }
+        figure = curves(panels, xlabel="step", title=config.name)
+        self._tracked.log_file_later("figures/curves.png", figure)
