@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lotlip.errors import ConfigError, DataError
@@ -43,6 +43,8 @@ def decode(encoded: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"image of {image.width} x {image.height} px is too large")
         image.load()
+    except UnidentifiedImageError as error:
+        raise DataError("image does not decode: it is of no known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image does not decode: {error}") from error
     if image.mode.startswith("I;16"):

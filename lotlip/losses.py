@@ -14,7 +14,11 @@ from lotlip import distributed
 
 
 def multi_text_loss(
-    image_BD: Tensor, text_BND: Tensor, scale: Tensor, *, long_weight: float = 1.0
+    image_BD: Tensor,
+    text_BND: Tensor,
+    scale: Tensor,
+    *,
+    long_weight: float = 1.0,
 ) -> Tensor:
     """The mean over the N text features of the symmetric InfoNCE (Wu et al. 2024, section 3.3).
 

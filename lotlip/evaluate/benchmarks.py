@@ -98,7 +98,7 @@ def run_benchmark(name: str, model: LoTLIP, samples: Sequence[Sample]) -> tuple[
         raise ConfigError(f"there is no benchmark {name}: choose from {', '.join(BENCHMARKS)}")
     long = [long_caption(sample) for sample in samples]
     features = Features(
-        image_ND=embed_images(model, [sample.image for sample in samples]),
+        image_ND=embed_images(model, [s.image for s in samples], [s.key for s in samples]),
         short_ND=embed_texts(model, [sample.short for sample in samples]),
         long_ND=embed_texts(model, long),
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lotlip import distributed
+from lotlip.errors import DataError
 from lotlip.images import centre_crop, decode, normalise
 from lotlip.model import LoTLIP
 
@@ -22,18 +23,26 @@ _TEXTS_AT_ONCE = 256
 
 
 @torch.no_grad()
-def embed_images(model: LoTLIP, encoded: Sequence[bytes]) -> Tensor:
+def embed_images(
+    model: LoTLIP, encoded: Sequence[bytes], keys: Sequence[str] | None = None
+) -> Tensor:
     """Features of encoded images, [N, D] in their order, on the CPU.
 
-    Raises: DataError if one doesn't decode.
+    Raises: DataError that names the key (without `keys` the position) of one that doesn't decode.
     """
     size_px = model.config.image.image_size_px
 
-    def embed(batch: Sequence[bytes]) -> Tensor:
-        pixels = np.stack([centre_crop(decode(image), size_px) for image in batch])
+    def pixels_of(place: int) -> np.ndarray:
+        try:
+            return centre_crop(decode(encoded[place]), size_px)
+        except DataError as error:
+            raise DataError(f"{keys[place] if keys else f'image {place}'}: {error}") from error
+
+    def embed(batch: Sequence[int]) -> Tensor:
+        pixels = np.stack([pixels_of(place) for place in batch])
         return model.encode_image(normalise(torch.from_numpy(pixels).to(_device(model))))
 
-    return _shared(model, encoded, embed, _IMAGES_AT_ONCE)
+    return _shared(model, range(len(encoded)), embed, _IMAGES_AT_ONCE)
 
 
 @torch.no_grad()

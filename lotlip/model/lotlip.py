@@ -48,9 +48,11 @@ class LoTLIP(nn.Module):
         ]:
             parameter.requires_grad_(False)
 
-    def forward(self, images_BCHW: Tensor, ids_BSL: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images_BCHW: Tensor, ids_BSL: Tensor, short_first: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Image features [B, D] and text features [B, N, D] of a training batch."""
-        return self.encode_image(images_BCHW), self.encode_captions(ids_BSL)
+        return self.encode_image(images_BCHW), self.encode_captions(ids_BSL, short_first)
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W], normalised to [-1, 1], to unit vectors [B, D]."""
@@ -62,13 +64,16 @@ class LoTLIP(nn.Module):
         """Token ids [B, L] to unit vectors [B, D]: the [CLS] feature, for texts of any length."""
         return F.normalize(self._text_features(ids_BL)[:, 0].float(), dim=-1)
 
-    def encode_captions(self, ids_BSL: Tensor) -> Tensor:
+    def encode_captions(self, ids_BSL: Tensor, short_first: bool = True) -> Tensor:
         """The S captions of each image [B, S, L] to unit vectors [B, 1 + (S-1)(m+1), D].
 
         Text 0 is the short caption and gives its [CLS]; each long one gives its [CLS] and its
-        corner tokens, in this order.
+        corner tokens, in this order. Without `short_first` all are long: [B, S (m+1), D].
         """
         num_images, num_texts, length = ids_BSL.shape
+        if not short_first:
+            long = self._text_features(_without_padding(ids_BSL.flatten(0, 1)))
+            return F.normalize(long.reshape(num_images, -1, long.shape[-1]).float(), dim=-1)
         short_BND = self._text_features(_without_padding(ids_BSL[:, 0]))[:, :1]
         if num_texts == 1:
             return F.normalize(short_BND.float(), dim=-1)

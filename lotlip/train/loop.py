@@ -112,9 +112,10 @@ def train_steps(
         began = time.perf_counter()
         for batch in remaining:
             waited = time.perf_counter() - began
-            allowance.take(epoch, batch)
             lr = learning_rate(optim, state.step + 1, loop.num_steps)
-            loss, grad_norm = _update(state, model, batch, lr, loop, optim, device)
+            loss, num_bad, grad_norm = _update(
+                state, model, batch, source.captions.short_caption, lr, loop, optim, device
+            )
             state.step += 1
             yield Step(
                 step=state.step,
@@ -129,6 +130,7 @@ def train_steps(
                 step_s=time.perf_counter() - began,
                 bad=batch.bad,
             )
+            allowance.take(epoch, num_bad, batch)
             if state.step == loop.num_steps:
                 break
             began = time.perf_counter()
@@ -138,24 +140,29 @@ def _update(
     state: TrainState,
     model: nn.Module,
     batch: Batch,
+    short_first: bool,
     lr: float,
     loop: LoopConfig,
     optim: OptimConfig,
     device: torch.device,
-) -> tuple[float, float]:
-    """One optimizer step; the loss and the gradient's norm."""
+) -> tuple[float, int, float]:
+    """One optimizer step: loss and bad samples of the global batch, and the gradient's norm."""
     torch.manual_seed(hash((loop.seed, state.step, distributed.rank())))  # dropout
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     images_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True))
     ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
     with autocast(loop.precision, device):
-        image_BD, text_BND = model(images_BCHW, ids_BSL)
-    loss = multi_text_loss(image_BD, text_BND, state.model.scale(), long_weight=loop.long_weight)
+        image_BD, text_BND = model(images_BCHW, ids_BSL, short_first)
+    # Long captions alone all weigh the same.
+    long_weight = loop.long_weight if short_first else 1.0
+    loss = multi_text_loss(image_BD, text_BND, state.model.scale(), long_weight=long_weight)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = _clipped(model, optim.max_grad_norm)
-    value = float(distributed.mean(loss))
+    # In one message, so that all workers know of all bad samples and stop at the same step.
+    told = distributed.mean(torch.stack([loss, loss.new_tensor(len(batch.bad))]))
+    value, num_bad = float(told[0]), round(float(told[1]) * distributed.world_size())
     if not torch.isfinite(torch.tensor([value, grad_norm])).all():
         raise LotlipError(
             f"step {state.step + 1}: the loss is {value}, the gradient's norm {grad_norm}; lower "
@@ -163,7 +170,7 @@ def _update(
         )
     state.optimizer.step()
     state.model.clamp_scale_()
-    return value, grad_norm
+    return value, num_bad, grad_norm
 
 
 def _clipped(model: nn.Module, max_norm: float) -> float:
@@ -180,23 +187,23 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 class BadSampleAllowance:
-    """Counts a worker's bad samples and stops the run above the share that is allowed."""
+    """Counts the bad samples of an epoch, over all workers, and stops above the share allowed."""
 
     def __init__(self, max_fraction: float, source: Source) -> None:
-        per_worker = source.manifest.num_samples / distributed.world_size()
-        self.limit = int(max_fraction * per_worker)
         self.max_fraction = max_fraction
-        self.bad: list[BadSample] = []
-        self.epoch = -1
+        self.limit = int(max_fraction * source.manifest.num_samples)
+        self.epoch, self.count = -1, 0
+        self.own: list[BadSample] = []
 
-    def take(self, epoch: int, batch: Batch) -> None:
-        """Raises: DataError with the first bad samples of the epoch, once there are too many."""
+    def take(self, epoch: int, num_bad: int, batch: Batch) -> None:
+        """Raises: DataError with this worker's first bad samples, once there are too many."""
         if epoch != self.epoch:
-            self.epoch, self.bad = epoch, []
-        self.bad += batch.bad
-        if len(self.bad) > self.limit:
-            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self.bad[:5])
+            self.epoch, self.count, self.own = epoch, 0, []
+        self.count += num_bad
+        self.own += batch.bad
+        if self.count > self.limit:
+            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self.own[:5])
             raise DataError(
-                f"{len(self.bad)} bad samples on this worker in epoch {epoch}, more than "
-                f"data.max_bad_fraction={self.max_fraction} allows: {listed}"
+                f"{self.count} bad samples in epoch {epoch}, more than data.max_bad_fraction="
+                f"{self.max_fraction} allows: {listed or 'other workers tell which'}"
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from lotlip.errors import ClusterError, ConfigError
@@ -101,9 +103,21 @@ def _demo(arguments: argparse.Namespace) -> None:
     require_disk(_DEMO_BYTES)
     say("[1/5] local services")
     up(on_progress=say)
-    use_local_services()
+    _require_local(use_local_services())
     ensure_bucket(LOCAL_BUCKET)
     # Not before: Ray reads the variables of the services when it is imported.
     from lotlip_platform.demo import demo
 
     demo(arguments.samples)
+
+
+def _require_local(variables: Mapping[str, str]) -> None:
+    """Raises: ConfigError if the user's own settings lead elsewhere than to the local services."""
+    if {"AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"} <= variables.keys():
+        return
+    leading = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    names = [n for n in (*leading, "MLFLOW_TRACKING_URI", "RAY_ADDRESS") if os.environ.get(n)]
+    raise ConfigError(
+        f"the demo uses local services only, but {', '.join(names)} in the environment would lead "
+        "to others: unset it for this command"
+    )

@@ -10,7 +10,7 @@ its errors name the key in one line and propose the nearest known one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lotlip.configuration import from_dict, to_dict
 from lotlip.errors import ConfigError
-from lotlip.model import PRESETS
+from lotlip.model import PRESETS, ModelConfig
 
 T = TypeVar("T")
 
@@ -47,9 +47,9 @@ def dump_config(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def flat(config: Any) -> dict[str, Any]:
-    """The config as dotted keys: `model.text.num_corner_tokens`."""
-    return dict(_flat(to_dict(config), ""))
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by dotted keys: `model.text.num_corner_tokens`."""
+    return dict(_flat(values, ""))
 
 
 def find_config(file: str) -> Path:
@@ -99,7 +99,7 @@ def _merged(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _with_preset(model: dict[str, Any]) -> dict[str, Any]:
-    name = model.get("preset", next(iter(PRESETS)))
+    name = model.get("preset", ModelConfig.preset)
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"model.preset={name!r} must be one of {', '.join(PRESETS)}")
     return _deep_merged(to_dict(PRESETS[name]), model)
@@ -113,7 +113,7 @@ def _deep_merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _flat(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{key}.")

@@ -7,7 +7,6 @@ is a dictionary with a `kind`: `step`, `metrics`, `evaluated`, `saved`, `bad`, `
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import ray
 
 from lotlip.evaluate.figures import curves
 from lotlip_platform import tracking
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.train_config import TrainConfig
 
 Event = dict[str, Any]
@@ -39,9 +39,10 @@ class Mailbox:
 class Listener:
     """Passes on what the workers tell: to MLflow, and to whoever watches."""
 
-    def __init__(self, tracked: tracking.TrackedRun, watch: Watch) -> None:
-        self._tracked, self._watch = tracked, watch
-        self._bad: list[dict[str, Any]] = []
+    def __init__(self, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch) -> None:
+        self._folder, self._tracked, self._watch = folder, tracked, watch
+        # Steps that are trained again after a failure meet their bad samples again.
+        self._bad = {_place(sample): sample for sample in folder.read_bad_samples()}
 
     def note(self, text: str) -> None:
         self._watch({"kind": "note", "text": text})
@@ -60,14 +61,18 @@ class Listener:
             elif event["kind"] == "file":
                 self._tracked.log_file_later(event["name"], event["content"])
             elif event["kind"] == "bad":
-                self._bad += event["samples"]
+                self._bad |= {_place(sample): sample for sample in event["samples"]}
             self._watch(event)
 
-    def finish(self, config: TrainConfig) -> None:
-        """Once all have told all: the curves, and the list of bad samples."""
+    def record_bad_samples(self) -> None:
+        """Write the list of bad samples, over all lives of the run; due however it ends."""
+        bad = [self._bad[place] for place in sorted(self._bad)]
+        content = self._folder.write_bad_samples(bad)
+        self._tracked.log_file_later("bad_samples.jsonl", content)
+
+    def draw_curves(self, config: TrainConfig) -> None:
+        """Once all have told all."""
         self._tracked.flush()
-        bad = "".join(json.dumps(sample) + "\n" for sample in self._bad)
-        self._tracked.log_file_later("bad_samples.jsonl", bad.encode())
         recall = {
             name: f"eval/{config.eval.benchmark}/{name}"
             for name in ("long_text_to_image_r1", "short_text_to_image_r1")
@@ -78,3 +83,7 @@ class Listener:
         }
         figure = curves(panels, xlabel="step", title=config.name)
         self._tracked.log_file_later("figures/curves.png", figure)
+
+
+def _place(sample: dict[str, Any]) -> tuple[int, str, int]:
+    return sample["epoch"], sample["shard"], sample["index"]

@@ -13,18 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip.tokenizer import Tokenizer
+from lotlip_platform.config import flat
 
 _CONFIG, _RUN, _RESULT = "config.json", "run.json", "result.json"
+_BAD = "bad_samples.jsonl"
 _STATE, _COMMIT = "state.safetensors", "commit.json"
-_MAY_CHANGE = ("cluster", "tracking", "checkpoint")
-"""Groups of the config that don't change what is learnt: a run resumes with other ones."""
+_MAY_CHANGE = frozenset(
+    (
+        *("cluster", "tracking", "checkpoint", "eval"),
+        *("data.max_bad_fraction", "data.num_loader_processes"),
+        *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
+    )
+)
+"""Keys and groups that don't change what is learnt: a run resumes with other ones."""
 
 
 class RunFolder:
@@ -37,21 +45,21 @@ class RunFolder:
     def uri(self) -> str:
         return self.store.uri
 
-    def check_claim(self, config: Any) -> None:
+    def check_claim(self, config: Any, data_digest: str) -> None:
         """Raises: ConfigError that names the first key in which an earlier run here differs."""
         if not self.store.exists(_CONFIG):
             return
-        key = _first_difference(self._read_json(_CONFIG), to_dict(config), ignored=_MAY_CHANGE)
+        key = _first_difference(self._read_json(_CONFIG), _claimed(config, data_digest))
         if key:
             raise ConfigError(
                 f"{self.uri} holds a run with another {key}: give this one another name=..., or "
                 "delete that folder"
             )
 
-    def claim(self, config: Any) -> None:
-        """Make the folder this config's own."""
-        self.check_claim(config)
-        self._write_json(_CONFIG, to_dict(config))
+    def claim(self, config: Any, data_digest: str) -> None:
+        """Make the folder this config's own, on the data of this manifest."""
+        self.check_claim(config, data_digest)
+        self._write_json(_CONFIG, _claimed(config, data_digest))
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         for name, content in tokenizer.to_files().items():
@@ -101,6 +109,17 @@ class RunFolder:
         names = self.store.list("model/")
         return {name.removeprefix("model/"): self.store.read(name) for name in names}
 
+    def write_bad_samples(self, samples: Iterable[Mapping[str, Any]]) -> bytes:
+        """Write the list, one JSON object a line; what was written."""
+        content = "".join(json.dumps(sample) + "\n" for sample in samples).encode()
+        self.store.write(_BAD, content)
+        return content
+
+    def read_bad_samples(self) -> list[dict[str, Any]]:
+        if not self.store.exists(_BAD):
+            return []
+        return [json.loads(line) for line in self.store.read(_BAD).splitlines()]
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         self._write_json(_RESULT, result)
 
@@ -144,13 +163,14 @@ class RunFolder:
         return content
 
 
-def _first_difference(
-    earlier: Mapping[str, Any], now: Mapping[str, Any], *, ignored: tuple[str, ...] = ()
-) -> str:
-    for key in {**earlier, **now}:
-        if key in ignored or earlier.get(key) == now.get(key):
-            continue
-        if isinstance(earlier.get(key), dict) and isinstance(now.get(key), dict):
-            return f"{key}.{_first_difference(earlier[key], now[key])}"
-        return f"{key}={earlier.get(key)!r}"
+def _claimed(config: Any, data_digest: str) -> dict[str, Any]:
+    return {**to_dict(config), "data_digest": data_digest}
+
+
+def _first_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before, after = flat(earlier), flat(now)
+    for key in {**before, **after}:
+        free = any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+        if not free and before.get(key) != after.get(key):
+            return f"{key}={before.get(key)!r}"
     return ""

@@ -54,7 +54,7 @@ def search(
     best: list[Match] = []
     done = 0
     while batch := list(islice(samples, _AT_ONCE)):
-        scores = embed_images(model, [sample.image for sample in batch]) @ query_D
+        scores = embed_images(model, [s.image for s in batch], [s.key for s in batch]) @ query_D
         top = torch.topk(scores, min(num_hits, len(batch)))
         found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         best += [Match(batch[index], score) for score, index in found]

@@ -64,6 +64,11 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if not self.experiment:
             raise ConfigError("tracking.experiment must not be empty")
+        if without_user(self.uri) != self.uri:
+            raise ConfigError(
+                "tracking.uri holds a user name, and configs are recorded: put it into "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
 
 
 def tracking_uri(given: str = "") -> str:
@@ -87,7 +92,8 @@ def connect(given: str = "") -> Server:
     if uri.startswith(("http://", "https://")):
         _check_answers(uri)
     elif uri == local_tracking_uri():
-        local_artifacts().mkdir(parents=True, exist_ok=True)
+        with failures_named(uri):
+            local_artifacts().mkdir(parents=True, exist_ok=True)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     with failures_named(uri):

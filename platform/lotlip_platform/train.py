@@ -6,6 +6,7 @@ passes on what rank 0 tells: to MLflow and to whoever watches.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -23,10 +24,12 @@ import ray.train.torch
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.data.order import EpochOrder, streams_of
-from lotlip.data.shards import read_samples
+from lotlip.data.sample import from_members
+from lotlip.data.shards import DamagedShardError, read_shard
+from lotlip.data.store import Store
 from lotlip.errors import ClusterError, DataError, LotlipError
 from lotlip.evaluate.retrieval import Interval
-from lotlip.model.pretrained import check_tokenizer, find_folder
+from lotlip.model.pretrained import build, find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
 from lotlip_platform.cluster import check_resources, connected, store_environment
@@ -65,13 +68,13 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
     manifest = _checked_data(config)
     server = tracking.connect(config.tracking.uri)
     folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
-    folder.check_claim(config)
+    folder.check_claim(config, manifest.digest)
     if folder.read_result() is None:
         with connected():
             check_resources(config.cluster)
             tokenizer = folder.read_tokenizer() or _make_tokenizer(config, manifest)
-            check_tokenizer(config.model, tokenizer)
-            folder.claim(config)
+            build(config.model, tokenizer)  # what it can't load, it says now
+            folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
             with _tracked(config, server, folder, manifest) as tracked:
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
@@ -137,17 +140,27 @@ def _make_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
             num_corner_tokens=text.num_corner_tokens,
             context_length=text.context_length,
         )
-    samples = read_samples(open_store(config.data.train), manifest)
+    captions = _captions(open_store(config.data.train), manifest, config.tokenizer.num_samples)
     return Tokenizer.learn(
-        (
-            caption
-            for sample in islice(samples, config.tokenizer.num_samples)
-            for caption in (sample.short, *sample.long.values())
-        ),
+        captions,
         vocab_size=text.vocab_size,
         num_corner_tokens=text.num_corner_tokens,
         context_length=text.context_length,
     )
+
+
+def _captions(store: Store, manifest: Manifest, num_samples: int) -> Iterator[str]:
+    """The captions of the first samples. Bad ones are passed over: the pipeline records them."""
+    left = num_samples
+    for shard in manifest.shards:
+        with contextlib.suppress(DamagedShardError):
+            for raw in islice(read_shard(store, shard), left):
+                left -= 1
+                with contextlib.suppress(DataError):
+                    sample = from_members(raw)
+                    yield from (sample.short, *sample.long.values())
+        if left == 0:
+            return
 
 
 @contextmanager
@@ -162,7 +175,7 @@ def _tracked(
         experiment=config.tracking.experiment,
         name=config.name,
         run_id=known,
-        params=flat(config),
+        params=flat(to_dict(config)),
         tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
     ) as tracked:
         if tracked.run_id != known:
@@ -180,11 +193,21 @@ def _fit(
 ) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    listener = Listener(tracked, watch)
+    listener = Listener(folder, tracked, watch)
+    try:
+        _run_to_the_end(config, folder, mailbox, listener)
+    finally:
+        listener.record_bad_samples()
+    listener.draw_curves(config)
+
+
+def _run_to_the_end(
+    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: Listener
+) -> None:
     for attempt in range(config.cluster.max_failures + 1):
         failure = _run_workers(config, folder, mailbox, listener)
         if failure is None:
-            break
+            return
         users_own = _lotlip_error(failure)
         if users_own is not None:
             raise users_own
@@ -195,7 +218,6 @@ def _fit(
                 f"its last checkpoint when started again"
             ) from failure
         listener.note(f"the workers failed ({reason}): starting them again")
-    listener.finish(config)
 
 
 def _run_workers(
@@ -236,15 +258,16 @@ def _run_workers(
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(_LISTEN_S)
-        try:
+    try:
+        while thread.is_alive():
+            thread.join(_LISTEN_S)
             listener.take(mailbox)
-        except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"lost the Ray cluster: {_first_line(error)}; the run resumes from its last "
-                "checkpoint when started again"
-            ) from error
+        listener.take(mailbox)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"lost the Ray cluster: {_first_line(error)}; the run resumes from its last "
+            "checkpoint when started again"
+        ) from error
     return failures[0] if failures else None
 
 

@@ -15,6 +15,7 @@ from lotlip import distributed, export
 from lotlip.data.manifest import read_manifest
 from lotlip.data.pipeline import Source
 from lotlip.data.sample import Sample
+from lotlip.errors import CheckpointError
 from lotlip.evaluate.benchmarks import Report, read_benchmark, retrieval_figure, run_benchmark
 from lotlip.model import LoTLIP
 from lotlip.model.pretrained import build
@@ -49,7 +50,11 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         mailbox.put.remote(event)
 
     tokenizer = folder.read_tokenizer()
-    assert tokenizer is not None, "the driver writes it before it starts workers"
+    if tokenizer is None:
+        raise CheckpointError(
+            f"a worker does not see what the driver wrote to {folder.uri}: on several machines "
+            "store= must be s3:// or a folder that all share"
+        )
     source = make_source(config, tokenizer)
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
@@ -62,13 +67,11 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         every = config.train.eval_every_steps
         if held_out and every and step.step % every == 0 and not last:
             _evaluate(config, state.model, held_out, step.step, send)
-            meter.restart()
-        if step.step % config.train.save_every_steps == 0 or last:
-            if distributed.rank() == 0:
-                content = train_state.to_bytes(state)
-                folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
-                send({"kind": "saved", "step": step.step})
-            meter.restart()
+        due = step.step % config.train.save_every_steps == 0 or last
+        if due and distributed.rank() == 0:
+            content = train_state.to_bytes(state)
+            folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
+            send({"kind": "saved", "step": step.step})
     _finish(config, state, held_out, folder, send)
     # The calls before this one have arrived, too, once it is answered.
     ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
@@ -134,9 +137,10 @@ def _finish(
     config: TrainConfig, state: TrainState, held_out: list[Sample], folder: RunFolder, send: Send
 ) -> None:
     """Evaluate and export what was learnt; the result, written last, marks the run as done."""
+    if distributed.rank() == 0:
+        folder.write_model(export.to_files(state.model))  # first: an evaluation may fail
     report = _evaluate(config, state.model, held_out, state.step, send) if held_out else None
     if distributed.rank() == 0:
-        folder.write_model(export.to_files(state.model))
         metrics = report.metrics if report else {}
         folder.write_result(
             {
@@ -157,7 +161,8 @@ class _Meter:
     def take(self, step: Step) -> None:
         self.steps.append(step)
         if step.bad:
-            self.send({"kind": "bad", "samples": [vars(bad) for bad in step.bad]})
+            samples = [{"epoch": step.epoch, **vars(bad)} for bad in step.bad]
+            self.send({"kind": "bad", "samples": samples})
         if distributed.rank() == 0:
             self.send({"kind": "step", "step": step.step, "loss": step.loss})
 
@@ -176,7 +181,4 @@ class _Meter:
                 "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
             }
             self.send({"kind": "metrics", "step": step.step, "metrics": metrics})
-        self.restart()
-
-    def restart(self) -> None:
         self.steps = []

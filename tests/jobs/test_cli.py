@@ -486,15 +486,11 @@ def test_json_is_all_that_json_prints(
 
 def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     destination = tmp_path / "many"
+    # A shell that runs the tests in the background makes all below it deaf to SIGINT.
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     command = [
-        LOTLIP,
-        "data",
-        "scenes",
-        destination,
-        "--samples",
-        "100000",
-        "--shard-size",
-        "100000",
+        *(sys.executable, "-c", f"{hear}os.execv(sys.argv[1], sys.argv[1:])"),
+        *(LOTLIP, "data", "scenes", destination, "--samples", "100000", "--shard-size", "100000"),
     ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     processes = {
@@ -512,10 +508,21 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     assert not (destination / "manifest.json").exists()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(scenes_folder: Path) -> None:
-    command = f"{LOTLIP} data stats {scenes_folder} --json | head -c 1"
+def test_a_reader_that_has_seen_enough_is_no_error(scenes_folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "stats.png"
+    command = f"{LOTLIP} data stats {scenes_folder} --json --out {picture} | head -c 1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
     )
-    assert done.stderr == ""
+    assert "lotlip:" not in done.stderr
+    assert "Traceback" not in done.stderr
     assert done.returncode == 0
+
+
+def test_the_demo_refuses_to_touch_services_of_the_users_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "company")
+    monkeypatch.setattr("lotlip_platform.local_services.up", lambda on_progress: {})
+    assert main(["demo"]) == 1
+    assert "but AWS_PROFILE in the environment would lead to others" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def lotlip(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Path):
-    home = tmp_path / "lotlip-home"
+    home = Path(os.environ["LOTLIP_HOME"])
     try:
         first = lotlip("demo", "--samples", "1280")
         assert first.returncode == 0, first.stderr

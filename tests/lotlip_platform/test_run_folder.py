@@ -71,7 +71,7 @@ def no_damage(note: str) -> None:
 
 
 def test_a_new_folder_holds_nothing(folder: RunFolder) -> None:
-    folder.check_claim(Config())
+    folder.check_claim(Config(), "digest")
     assert folder.read_result() is None
     assert folder.read_tracked() == {}
     assert folder.read_tokenizer() is None
@@ -81,37 +81,43 @@ def test_a_new_folder_holds_nothing(folder: RunFolder) -> None:
 
 
 def test_the_same_config_claims_a_folder_again(folder: RunFolder) -> None:
-    folder.claim(Config())
-    folder.check_claim(Config())
-    folder.claim(Config())
+    folder.claim(Config(), "digest")
+    folder.check_claim(Config(), "digest")
+    folder.claim(Config(), "digest")
 
 
 def test_another_config_is_refused_with_the_key_that_differs(folder: RunFolder) -> None:
-    folder.claim(Config())
+    folder.claim(Config(), "digest")
     with pytest.raises(ConfigError, match=r"another model\.width=1:.*name=") as error:
-        folder.claim(Config(model=Group(width=2)))
+        folder.claim(Config(model=Group(width=2)), "digest")
     assert folder.uri in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"another model\.names=\['a'\]"):
-        folder.check_claim(Config(model=Group(names=("a", "b"))))
-    folder.check_claim(Config())
+        folder.check_claim(Config(model=Group(names=("a", "b"))), "digest")
+    folder.check_claim(Config(), "digest")
 
 
 @pytest.mark.parametrize("group", ["cluster", "tracking", "checkpoint"])
 def test_what_does_not_change_the_learning_may_change(folder: RunFolder, group: str) -> None:
-    folder.claim(Config())
-    folder.claim(replace(Config(), **{group: Group(width=9)}))
+    folder.claim(Config(), "digest")
+    folder.claim(replace(Config(), **{group: Group(width=9)}), "digest")
+
+
+def test_other_data_under_the_same_address_is_refused(folder: RunFolder) -> None:
+    folder.claim(Config(), "digest")
+    with pytest.raises(ConfigError, match="another data_digest='digest'"):
+        folder.check_claim(Config(), "of changed shards")
 
 
 def test_a_damaged_config_is_told(folder: RunFolder) -> None:
     folder.store.write("config.json", b'{"model": ')
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
-        folder.check_claim(Config())
+        folder.check_claim(Config(), "digest")
 
 
 def test_json_that_is_no_object_is_damage(folder: RunFolder) -> None:
     reads = {
-        "config.json": lambda: folder.check_claim(Config()),
+        "config.json": lambda: folder.check_claim(Config(), "digest"),
         "run.json": folder.read_tracked,
         "result.json": folder.read_result,
     }

@@ -27,7 +27,10 @@ from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.train import TrainResult, train
 from lotlip_platform.train_config import TrainConfig
 
-LOTLIP = [str(Path(sys.executable).with_name("lotlip"))]
+LOTLIP = str(Path(sys.executable).with_name("lotlip"))
+# A shell that runs the tests in the background makes all below it deaf to SIGINT.
+HEAR = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+INTERRUPTIBLE = [sys.executable, "-c", f"{HEAR}os.execv(sys.argv[1], sys.argv[1:])"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,16 +192,19 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
     }
     result, events = run(values(data, "s3://lotlip-train/runs", **changes))
     (bad,) = [event["samples"] for event in events if event["kind"] == "bad"]
-    assert [(sample["shard"], sample["index"]) for sample in bad] == [(shard_name(0), 5)]
+    places = [(sample["epoch"], sample["shard"], sample["index"]) for sample in bad]
+    assert places == [(0, shard_name(0), 5)]
     client = MlflowClient(tracking.tracking_uri())
     recorded = Path(client.download_artifacts(result.run_id, "bad_samples.jsonl")).read_text()
     assert json.loads(recorded)["index"] == 5
 
     changes |= {"name": "many", "data__train": "s3://lotlip-train/many"}
-    with pytest.raises(DataError, match=r"bad samples on this worker.*max_bad_fraction=0\.01"):
+    with pytest.raises(DataError, match=r"bad samples in epoch 0.*max_bad_fraction=0\.01"):
         run(values(data, "s3://lotlip-train/runs", **changes))
     failed = client.search_runs(["1"], "attributes.run_name = 'many'")[0]
     assert failed.info.status == "FAILED"
+    listed = open_store("s3://lotlip-train/runs/many").read("bad_samples.jsonl").splitlines()
+    assert len(listed) > 2
 
 
 def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
@@ -214,7 +220,7 @@ def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
 def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path, number: int):
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(values(data, tmp_path / "runs", train__num_samples=12_800)))
-    command = [*LOTLIP, "train", str(config), "tracking.registered_model="]
+    command = [*INTERRUPTIBLE, LOTLIP, "train", str(config), "tracking.registered_model="]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     process = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -136,3 +136,12 @@ def test_every_parameter_that_learns_gets_a_gradient_from_a_short_caption_alone(
     ((image @ text[:, 0].T).sum() * model.scale()).backward()
     silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert silent == []
+
+
+@torch.no_grad()
+def test_without_a_short_caption_every_text_brings_its_corner_tokens():
+    model, ids = make(2), captions(2, 3, 2)
+    features = model.encode_captions(ids, short_first=False)
+    assert features.shape == (3, 2 * 3, 32)
+    as_second = model.encode_captions(torch.cat([ids[:, :1], ids], dim=1))
+    assert torch.allclose(features, as_second[:, 1:], atol=1e-6)

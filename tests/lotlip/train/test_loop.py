@@ -219,7 +219,7 @@ def test_too_many_bad_samples_stop_the_run_and_are_listed(
         run(new_state(), source, num_steps=9, max_bad_fraction=0.05)
     text = str(caught.value)
     assert "\n" not in text
-    found = re.match(r"(\d+) bad samples on this worker in epoch 0, more than data.max_bad_f", text)
+    found = re.match(r"(\d+) bad samples in epoch 0, more than data.max_bad_f", text)
     assert found
     assert int(found[1]) > 15
     listed = re.findall(
