@@ -1,4 +1,4 @@
-# Everything runs in .venv, made on first use. On a GPU machine the same pin of torch brings CUDA.
+# Everything runs in .venv, made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

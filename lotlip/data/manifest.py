@@ -73,7 +73,7 @@ def read_manifest(store: Store) -> Manifest:
     if not store.exists(NAME):
         raise DataError(
             f"{store.uri} has no {NAME}: is the address right? "
-            "Data sets are made by lotlip data scenes or lotlip data ingest"
+            "Data sets are made by lotlip data scenes, or written as docs/data.md tells"
         )
     try:
         content = json.loads(store.read(NAME))

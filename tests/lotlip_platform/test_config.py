@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from lotlip.configuration import to_dict
 from lotlip.errors import ConfigError
 from lotlip.model import PRESETS, ModelConfig
 from lotlip_platform.config import dump_config, flat, load_config, shipped_configs
@@ -67,9 +68,9 @@ def test_the_preset_itself_can_be_an_argument(file):
     assert load(file, MINIMAL, "model.preset=small").model == PRESETS["small"]
 
 
-def test_without_a_preset_the_first_one_is_taken(file):
+def test_without_a_preset_the_papers_model_is_taken(file):
     config = load(file, MINIMAL.replace("{preset: tiny}", "{text: {num_corner_tokens: 0}}"))
-    assert config.model.preset == "tiny"
+    assert config.model.preset == "vit-b-16"
     assert config.model.text.num_corner_tokens == 0
 
 
@@ -190,7 +191,7 @@ def test_a_dumped_config_loads_to_an_equal_one(file):
 
 
 def test_flat_names_every_value_by_its_dotted_key(file):
-    values = flat(load(file, MINIMAL, "captions.captioners=[a]"))
+    values = flat(to_dict(load(file, MINIMAL, "captions.captioners=[a]")))
     assert values["model.text.num_corner_tokens"] == 2
     assert values["captions.captioners"] == ["a"]
     assert not any(isinstance(value, dict) for value in values.values())
