@@ -1,6 +1,7 @@
 """From shards to the batches of one worker.
 
-Shape suffixes: B samples of this worker, H and W pixels, C channels, S captions, L tokens.
+Shape suffixes: B samples of this worker, H and W pixels, C channels, D width of the image tower,
+S captions, L tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lotlip.captions import CaptionConfig, draw_captions
+from lotlip.data.features import read_feature
 from lotlip.data.manifest import Manifest
 from lotlip.data.order import EpochOrder, OrderConfig, Span
 from lotlip.data.prefetch import prefetched
-from lotlip.data.sample import from_members
+from lotlip.data.sample import FEATURE_SUFFIX, from_members
 from lotlip.data.shards import DamagedShardError, RawSample, read_shard
 from lotlip.data.store import Store
 from lotlip.errors import ConfigError, DataError
@@ -38,6 +40,10 @@ class DataConfig:
     order: OrderConfig = field(default_factory=OrderConfig)
     num_loader_processes: int = 0
     """Processes that decode for each worker; 0 decodes in a thread of the worker itself."""
+    features: str = ""
+    """Where features of the locked image tower are kept: a folder or s3://BUCKET/PREFIX. They
+    are computed once for a tower and data set; from then on training reads them, not pixels.
+    Empty: training reads pixels."""
     max_bad_fraction: float = 0.001
     """Share of an epoch's samples that may be unreadable before the run stops. Each one is
     recorded, and its place is taken by another sample of the same block."""
@@ -64,8 +70,8 @@ class BadSample:
 class Batch:
     """What one worker trains on in one step."""
 
-    images_BHWC: Tensor
-    """uint8"""
+    images: Tensor
+    """Pixels, uint8 [B, H, W, C]; or the locked image tower's features, float32 [B, D]."""
     ids_BSL: Tensor
     """int64"""
     keys: tuple[str, ...]
@@ -166,7 +172,7 @@ def _read(source: Source, *, epoch: int, start_step: int, streams: range) -> Ite
 
 @dataclass(frozen=True)
 class _Prepared:
-    pixels_HWC: np.ndarray
+    image: np.ndarray
     captions: Sequence[Sequence[str]]
     key: str
     bad: tuple[BadSample, ...]
@@ -213,8 +219,11 @@ def _prepare(
     if isinstance(read.raw, DamagedShardError):
         raise DataError(str(read.raw))  # anew: a stored error would gather tracebacks
     sample = from_members(read.raw)
-    pixels_HWC = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
-    return _Prepared(pixels_HWC, draw_captions(sample, source.captions, rng), sample.key, bad)
+    if sample.image_suffix == FEATURE_SUFFIX:
+        image = read_feature(sample.image)
+    else:
+        image = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
+    return _Prepared(image, draw_captions(sample, source.captions, rng), sample.key, bad)
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,7 @@ def _collated(tokenizer: Tokenizer, prepared: list[_Prepared]) -> Batch:
     captions = [caption for item in prepared for caption in item.captions]
     ids = torch.from_numpy(tokenizer(captions)).unflatten(0, (len(prepared), -1))
     return Batch(
-        images_BHWC=torch.from_numpy(np.stack([item.pixels_HWC for item in prepared])),
+        images=torch.from_numpy(np.stack([item.image for item in prepared])),
         ids_BSL=ids,
         keys=tuple(item.key for item in prepared),
         bad=tuple(bad for item in prepared for bad in item.bad),
@@ -268,7 +277,7 @@ def _joined(parts: list[Batch]) -> Batch:
         torch.nn.functional.pad(part.ids_BSL, (0, length - part.ids_BSL.shape[2])) for part in parts
     ]
     return Batch(
-        images_BHWC=torch.cat([part.images_BHWC for part in parts]),
+        images=torch.cat([part.images for part in parts]),
         ids_BSL=torch.cat(padded),
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),

@@ -20,6 +20,10 @@ from typing import Any
 from lotlip.errors import DataError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+FEATURE_SUFFIX = "npy"
+"""In a set of image features, see `features`: the feature, which then takes the image's place."""
+UNREADABLE = "unreadable"
+"""The same of an image that could not be used: why not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,9 @@ def to_members(sample: Sample) -> dict[str, Any]:
 def from_members(members: Mapping[str, Any]) -> Sample:
     """The sample that webdataset read from a tar. Raises: DataError that says what is wrong."""
     key = str(members["__key__"])
-    suffix = next((name for name in IMAGE_SUFFIXES if name in members), None)
+    if UNREADABLE in members:
+        raise DataError(members[UNREADABLE].decode())
+    suffix = next((name for name in (*IMAGE_SUFFIXES, FEATURE_SUFFIX) if name in members), None)
     if suffix is None:
         raise DataError(f"sample {key}: no image ({', '.join(IMAGE_SUFFIXES)})")
     if "json" not in members:

@@ -22,6 +22,8 @@ class DamagedShardError(DataError):
     """A shard whose bytes arrived whole but don't hold what its manifest says."""
 
 
+_CHUNK_BYTES = 1 << 20
+
 RawSample = Mapping[str, Any]
 """The members of one sample as webdataset reads them: `__key__`, `jpg`, `json`."""
 
@@ -35,19 +37,31 @@ def write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
 
     Raises: DataError if a key can't be read back, or the store can't be written.
     """
+    return write_members(store, name, map(to_members, samples))
+
+
+def write_members(store: Store, name: str, samples: Iterable[RawSample]) -> Shard:
+    """Like `write_shard`, from the members of samples as webdataset takes them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         num_samples = 0
         with TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
             for sample in samples:
-                writer.write(to_members(sample))
+                writer.write(dict(sample))
                 num_samples += 1
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         store.write_file(name, path)
-        return Shard(
-            name=name, num_samples=num_samples, num_bytes=path.stat().st_size, sha256=sha256
-        )
+        with path.open("rb") as file:
+            return described(file, name, num_samples)
+
+
+def described(file: BinaryIO, name: str, num_samples: int) -> Shard:
+    """The manifest's entry of a written shard."""
+    sha256 = hashlib.sha256()
+    num_bytes = 0
+    while chunk := file.read(_CHUNK_BYTES):
+        sha256.update(chunk)
+        num_bytes += len(chunk)
+    return Shard(name=name, num_samples=num_samples, num_bytes=num_bytes, sha256=sha256.hexdigest())
 
 
 class CaptionCount:

@@ -49,16 +49,25 @@ class LoTLIP(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(
-        self, images_BCHW: Tensor, ids_BSL: Tensor, short_first: bool = True
+        self, images: Tensor, ids_BSL: Tensor, short_first: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Image features [B, D] and text features [B, N, D] of a training batch."""
-        return self.encode_image(images_BCHW), self.encode_captions(ids_BSL, short_first)
+        """Image features [B, D] and text features [B, N, D] of a training batch.
+
+        `images` are [B, 3, H, W], or what the image tower made of them: [B, its width].
+        """
+        pixels = images.ndim == 4
+        image_BD = self.encode_image(images) if pixels else self.project_image(images)
+        return image_BD, self.encode_captions(ids_BSL, short_first)
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W], normalised to [-1, 1], to unit vectors [B, D]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_is_locked):
             pooled = self.image_tower(images_BCHW)
-        return F.normalize(self.image_projection(pooled).float(), dim=-1)
+        return self.project_image(pooled)
+
+    def project_image(self, pooled_BD: Tensor) -> Tensor:
+        """The image tower's output [B, its width] to unit vectors [B, D]."""
+        return F.normalize(self.image_projection(pooled_BD).float(), dim=-1)
 
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """Token ids [B, L] to unit vectors [B, D]: the [CLS] feature, for texts of any length."""

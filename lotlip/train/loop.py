@@ -150,10 +150,12 @@ def _update(
     torch.manual_seed(hash((loop.seed, state.step, distributed.rank())))  # dropout
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    images_BCHW = normalise(batch.images_BHWC.to(device, non_blocking=True))
+    images = batch.images.to(device, non_blocking=True)
+    if images.dtype == torch.uint8:
+        images = normalise(images)
     ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
     with autocast(loop.precision, device):
-        image_BD, text_BND = model(images_BCHW, ids_BSL, short_first)
+        image_BD, text_BND = model(images, ids_BSL, short_first)
     # Long captions alone all weigh the same.
     long_weight = loop.long_weight if short_first else 1.0
     loss = multi_text_loss(image_BD, text_BND, state.model.scale(), long_weight=long_weight)

@@ -7,17 +7,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, Shard, read_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore, Store
-from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
+from lotlip.errors import ConfigError, DataError
 from lotlip_platform.cluster import connected, store_environment
+from lotlip_platform.shard_tasks import in_tasks
 from lotlip_platform.storage import open_store
 
 Split = Literal["train", "validation", "test"]
@@ -114,28 +112,9 @@ def _made_here(uri: str, ranges: Sequence[range], seed: int) -> _Writing:
 def _made_by_ray(uri: str, ranges: Sequence[range], seed: int) -> _Writing:
     """The shards as they get ready. Raises: LotlipError; tasks that are left are cancelled."""
     with connected():
-        task = ray.remote(_write)
         environment = store_environment()
-        pending = {
-            task.remote(uri, place, indices, seed, environment): place
-            for place, indices in enumerate(ranges)
-        }
-        try:
-            while pending:
-                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-                yield pending.pop(ready), ray.get(ready)
-        except RayTaskError as error:
-            if isinstance(error.cause, LotlipError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ClusterError(
-                f"Ray lost the task of a shard of {uri}: {reason}; run the command again"
-            ) from error
-        finally:
-            for reference in pending:
-                ray.cancel(reference, force=False)
+        calls = [(uri, place, indices, seed, environment) for place, indices in enumerate(ranges)]
+        yield from in_tasks(_write, calls)
 
 
 def _write(

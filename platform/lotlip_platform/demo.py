@@ -105,6 +105,7 @@ def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
         f"name={name}",
         f"store={root}/runs",
         f"data.train={root}/train",
+        f"data.features={root}/features",
         f"train.num_samples={2 * sizes['train']}",
         f"eval.data={root}/validation",
         f"eval.num_samples={sizes['validation']}",

@@ -1,8 +1,8 @@
 """What the workers of a run tell its driver, and where the driver passes it on.
 
 Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
-is a dictionary with a `kind`: `step`, `metrics`, `evaluated`, `saved`, `bad`, `file`, `note`,
-`started` or `ended`.
+is a dictionary with a `kind`: `features`, `started`, `step`, `metrics`, `evaluated`, `saved`,
+`bad`, `file`, `note` or `ended`.
 """
 
 from __future__ import annotations

@@ -73,11 +73,14 @@ class TrainDisplay:
         self._bar = Bar(name, "step")
         self._num_steps = num_steps
         self._speed = ""
+        self._features = Bar("image features", "sample")
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "step":
             self._bar.show(event["step"], self._num_steps, f"loss {event['loss']:.3f}{self._speed}")
+        elif kind == "features":
+            self._features.show(event["done"], event["total"])
         elif kind == "metrics":
             metrics = event["metrics"]
             self._speed = (
@@ -93,6 +96,7 @@ class TrainDisplay:
             for bad in event["samples"]:
                 say(f"bad sample {bad['shard']}[{bad['index']}]: {bad['reason']}")
         elif kind == "started":
+            self._features.close()
             say(f"run {event['run_id']} in {event['folder']}; waiting for workers")
         elif kind == "note":
             say(event["text"])

@@ -28,7 +28,7 @@ _STATE, _COMMIT = "state.safetensors", "commit.json"
 _MAY_CHANGE = frozenset(
     (
         *("cluster", "tracking", "checkpoint", "eval"),
-        *("data.max_bad_fraction", "data.num_loader_processes"),
+        *("data.max_bad_fraction", "data.num_loader_processes", "data.features"),
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
     )
 )

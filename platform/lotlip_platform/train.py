@@ -29,18 +29,20 @@ from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
 from lotlip.errors import ClusterError, DataError, LotlipError
 from lotlip.evaluate.retrieval import Interval
-from lotlip.model.pretrained import build, find_folder
+from lotlip.model.image_tower import ImageTower
+from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
 from lotlip_platform.cluster import check_resources, connected, store_environment
 from lotlip_platform.config import dump_config, flat
+from lotlip_platform.features import feature_set
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Listener, Mailbox, Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
-from lotlip_platform.train_worker import train_worker
+from lotlip_platform.train_worker import initial_model, train_worker
 
 _LISTEN_S = 0.3
 
@@ -73,12 +75,13 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
         with connected():
             check_resources(config.cluster)
             tokenizer = folder.read_tokenizer() or _make_tokenizer(config, manifest)
-            build(config.model, tokenizer)  # what it can't load, it says now
+            model = initial_model(config, tokenizer)  # what it can't load, it says now
             folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
+            data = _training_data(config, manifest, model.image_tower, watch)
             with _tracked(config, server, folder, manifest) as tracked:
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
-                _fit(config, folder, tracked, watch)
+                _fit(config, data, folder, tracked, watch)
                 _register(config, folder, tracked)
     elif _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
@@ -188,24 +191,42 @@ def _tracked(
         yield tracked
 
 
+def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:
+    """The address of what the workers train on: the data set, or its features."""
+    if not config.data.features:
+        return config.data.train
+    return feature_set(
+        tower,
+        manifest,
+        data=config.data.train,
+        kept_in=config.data.features,
+        gpus=config.cluster.gpus_per_worker,
+        on_progress=lambda done, total: watch({"kind": "features", "done": done, "total": total}),
+    )
+
+
 def _fit(
-    config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch
+    config: TrainConfig,
+    data: str,
+    folder: RunFolder,
+    tracked: tracking.TrackedRun,
+    watch: Watch,
 ) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     listener = Listener(folder, tracked, watch)
     try:
-        _run_to_the_end(config, folder, mailbox, listener)
+        _run_to_the_end(config, data, folder, mailbox, listener)
     finally:
         listener.record_bad_samples()
     listener.draw_curves(config)
 
 
 def _run_to_the_end(
-    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: Listener
+    config: TrainConfig, data: str, folder: RunFolder, mailbox: Any, listener: Listener
 ) -> None:
     for attempt in range(config.cluster.max_failures + 1):
-        failure = _run_workers(config, folder, mailbox, listener)
+        failure = _run_workers(config, data, folder, mailbox, listener)
         if failure is None:
             return
         users_own = _lotlip_error(failure)
@@ -221,7 +242,7 @@ def _run_to_the_end(
 
 
 def _run_workers(
-    config: TrainConfig, folder: RunFolder, mailbox: Any, listener: Listener
+    config: TrainConfig, data: str, folder: RunFolder, mailbox: Any, listener: Listener
 ) -> Exception | None:
     """One life of the workers; what ended it early.
 
@@ -232,6 +253,7 @@ def _run_workers(
         train_loop_config={
             "config": to_dict(config),
             "run": folder.uri,
+            "data": data,
             "environment": store_environment(),
             "folder": os.getcwd(),
             "mailbox": mailbox,

@@ -69,3 +69,10 @@ class TrainConfig:
                 f"name={self.name!r} must be made of letters, digits, '.', '_' and '-': it names "
                 "a folder"
             )
+        augmented = self.augment.min_crop_area < 1.0 or self.augment.flip
+        if self.data.features and (self.model.image.locked_layers != -1 or augmented):
+            raise ConfigError(
+                f"data.features={self.data.features} needs the same features in each epoch: set "
+                "model.image.locked_layers=-1, augment.min_crop_area=1 and augment.flip=false, or "
+                "leave it empty"
+            )

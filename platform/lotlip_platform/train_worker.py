@@ -36,8 +36,9 @@ Send = Callable[[dict[str, Any]], None]
 def train_worker(arguments: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
-    `arguments`: the resolved `config` as plain values, the `run` folder's address, the
-    `environment` that leads to the store, the driver's current `folder` and its `mailbox`.
+    `arguments`: the resolved `config` as plain values, the addresses of the `run` folder and of
+    the `data` (or its features) to train on, the `environment` that leads to the store, the
+    driver's current `folder` and its `mailbox`.
     """
     os.environ.update(arguments["environment"])
     if os.path.isdir(arguments["folder"]):
@@ -55,7 +56,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
             f"a worker does not see what the driver wrote to {folder.uri}: on several machines "
             "store= must be s3:// or a folder that all share"
         )
-    source = make_source(config, tokenizer)
+    source = make_source(config, tokenizer, arguments["data"])
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
     meter = _Meter(send)
@@ -77,9 +78,9 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
-def make_source(config: TrainConfig, tokenizer: Tokenizer) -> Source:
+def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
     """What the batches are made of. Raises: DataError."""
-    store = open_store(config.data.train)
+    store = open_store(data)
     return Source(
         store=store,
         manifest=read_manifest(store),
@@ -93,6 +94,16 @@ def make_source(config: TrainConfig, tokenizer: Tokenizer) -> Source:
     )
 
 
+def initial_model(config: TrainConfig, tokenizer: Tokenizer) -> LoTLIP:
+    """The model that training starts from: the same on the driver and on every worker.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return build(config.model, tokenizer)
+
+
 def _held_out(config: TrainConfig) -> list[Sample]:
     if not config.eval.data:
         return []
@@ -104,8 +115,7 @@ def _resumed(
     config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Send
 ) -> TrainState:
     """The state to train on from: that of the newest checkpoint, or a new one."""
-    torch.manual_seed(config.train.seed)
-    model = build(config.model, tokenizer).to(ray.train.torch.get_device())
+    model = initial_model(config, tokenizer).to(ray.train.torch.get_device())
     state = TrainState(model, make_optimizer(model, config.optim))
 
     def note(text: str) -> None:

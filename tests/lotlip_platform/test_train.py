@@ -150,6 +150,41 @@ def test_one_worker_and_two_learn_the_same(
         assert losses(two)[step] == pytest.approx(loss, abs=1e-4)
 
 
+def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
+    data: Path, tmp_path: Path
+):
+    changes = {
+        "model": {"preset": "tiny", "image": {"locked_layers": -1}},
+        "augment": {"min_crop_area": 1.0},
+        "tracking__registered_model": "",
+    }
+    on_pixels, of_pixels = run(values(data, tmp_path / "pixels", **changes))
+    changes["data__features"] = str(tmp_path / "features")
+    result, events = run(values(data, tmp_path / "runs", **changes))
+    done = [event["done"] for event in events if event["kind"] == "features"]
+    assert (done[0], done[-1], len(done)) == (0, 256, 5)
+    assert losses(events) == pytest.approx(losses(of_pixels), abs=1e-5)
+    assert result.metrics.keys() == on_pixels.metrics.keys()
+
+    (kept,) = (tmp_path / "features").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in kept.glob("*.tar")}
+    (kept / "manifest.json").unlink()  # as if interrupted behind the last shard
+    changes["name"] = "again"
+    _, events = run(values(data, tmp_path / "runs", **changes))
+    assert "features" in {event["kind"] for event in events}
+    assert {path: path.stat().st_mtime_ns for path in kept.glob("*.tar")} == written
+    changes["name"] = "third"
+    _, events = run(values(data, tmp_path / "runs", **changes))
+    assert "features" not in {event["kind"] for event in events}
+
+
+def test_features_are_refused_where_the_tower_learns_or_images_vary(data: Path, tmp_path: Path):
+    locked = {"preset": "tiny", "image": {"locked_layers": -1}}
+    for changes in ({"augment__min_crop_area": 1.0}, {"model": locked}):
+        with pytest.raises(ConfigError, match=r"data\.features=/kept needs the same features"):
+            run(values(data, tmp_path, data__features="/kept", **changes))
+
+
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_path: Path):
     changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 512}
     undisturbed, _ = run(values(data, tmp_path / "a", **changes))

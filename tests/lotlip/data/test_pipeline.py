@@ -88,7 +88,7 @@ def _joined(parts: tuple[Batch, ...]) -> Batch:
     rows = [row for part in parts for row in part.ids_BSL.transpose(0, 2).unbind(2)]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return Batch(
-        images_BHWC=torch.cat([part.images_BHWC for part in parts]),
+        images=torch.cat([part.images for part in parts]),
         ids_BSL=padded.transpose(1, 2),
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),
@@ -100,7 +100,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys == theirs.keys
         assert [(b.shard, b.index) for b in ours.bad] == [(b.shard, b.index) for b in theirs.bad]
-        assert torch.equal(ours.images_BHWC, theirs.images_BHWC)
+        assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.ids_BSL, theirs.ids_BSL)
 
 
@@ -152,7 +152,7 @@ def assert_balanced(source: Source, found: list[Batch], bad: set[tuple[str, int]
     places, keys = places_of(source), keys_of(source)
     recorded = Counter((b.shard, b.index) for batch in found for b in batch.bad)
     assert recorded == Counter(place for place in places if place in bad)
-    assert all(len(batch.keys) == len(batch.images_BHWC) == GLOBAL_BATCH for batch in found)
+    assert all(len(batch.keys) == len(batch.images) == GLOBAL_BATCH for batch in found)
     used = Counter(key for batch in found for key in batch.keys)
     good = {keys[place] for place in places if place not in bad}
     assert set(used) == good
@@ -182,7 +182,7 @@ def test_a_batch_is_what_seed_epoch_and_position_say(
             pixels = random_crop(decode(sample.image), 32, source.augment, rng)
             ids = source.tokenizer(draw_captions(sample, source.captions, rng))
             assert batch.keys[row] == sample.key
-            assert np.array_equal(batch.images_BHWC[row].numpy(), pixels)
+            assert np.array_equal(batch.images[row].numpy(), pixels)
             assert np.array_equal(batch.ids_BSL[row, :, : ids.shape[1]].numpy(), ids)
             assert not batch.ids_BSL[row, :, ids.shape[1] :].any()
             position += 1
@@ -197,8 +197,8 @@ def _samples_of(source: Source, samples: list[Sample], span: object) -> list[Sam
 def test_an_epoch_gives_whole_batches_of_every_sample_that_it_reads(source: Source) -> None:
     found = global_batches(source)
     assert len(found) == NUM_STEPS
-    assert found[0].images_BHWC.shape == (GLOBAL_BATCH, 32, 32, 3)
-    assert found[0].images_BHWC.dtype == torch.uint8
+    assert found[0].images.shape == (GLOBAL_BATCH, 32, 32, 3)
+    assert found[0].images.dtype == torch.uint8
     assert found[0].ids_BSL.shape[:2] == (GLOBAL_BATCH, 3)
     assert found[0].ids_BSL.dtype == torch.int64
     assert_balanced(source, found, set())
@@ -266,7 +266,7 @@ def test_a_bad_sample_is_recorded_once_and_replaced(
         differing = [k for k in range(GLOBAL_BATCH) if ours.keys[k] != theirs.keys[k]]
         assert [theirs.keys[k] for k in differing] == ["00000080"] * len(ours.bad)
         same = [k for k in range(GLOBAL_BATCH) if k not in differing]
-        assert torch.equal(ours.images_BHWC[same], theirs.images_BHWC[same])
+        assert torch.equal(ours.images[same], theirs.images[same])
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
