@@ -7,19 +7,12 @@ passes on what rank 0 tells: to MLflow and to whoever watches.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import ray
-import ray.exceptions
-import ray.train
-import ray.train.torch
 
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest, read_manifest
@@ -27,24 +20,23 @@ from lotlip.data.order import EpochOrder, streams_of
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError, LotlipError
+from lotlip.errors import ClusterError, DataError
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
-from lotlip_platform.cluster import check_resources, connected, store_environment
+from lotlip_platform.cluster import check_resources, connected
 from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set
+from lotlip_platform.fit import fit
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Listener, Mailbox, Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
-from lotlip_platform.train_worker import initial_model, train_worker
-
-_LISTEN_S = 0.3
+from lotlip_platform.train_worker import initial_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,96 +208,27 @@ def _fit(
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     listener = Listener(folder, tracked, watch)
     try:
-        _run_to_the_end(config, data, folder, mailbox, listener)
+        for attempt in range(1, config.cluster.max_failures + 2):
+            failure = fit(
+                config,
+                run=folder.uri,
+                data=data,
+                mailbox=mailbox,
+                listen=lambda: listener.take(mailbox),
+            )
+            if failure is None:
+                break
+            if failure.users_own is not None:
+                raise failure.users_own
+            if attempt > config.cluster.max_failures:
+                raise ClusterError(
+                    f"training failed {attempt} times, last with: {failure.reason}; the run "
+                    "resumes from its last checkpoint when started again"
+                )
+            listener.note(f"the workers failed ({failure.reason}): starting them again")
     finally:
         listener.record_bad_samples()
     listener.draw_curves(config)
-
-
-def _run_to_the_end(
-    config: TrainConfig, data: str, folder: RunFolder, mailbox: Any, listener: Listener
-) -> None:
-    for attempt in range(config.cluster.max_failures + 1):
-        failure = _run_workers(config, data, folder, mailbox, listener)
-        if failure is None:
-            return
-        users_own = _lotlip_error(failure)
-        if users_own is not None:
-            raise users_own
-        reason = _first_line(failure)
-        if attempt == config.cluster.max_failures:
-            raise ClusterError(
-                f"training failed {attempt + 1} times, last with: {reason}; the run resumes from "
-                f"its last checkpoint when started again"
-            ) from failure
-        listener.note(f"the workers failed ({reason}): starting them again")
-
-
-def _run_workers(
-    config: TrainConfig, data: str, folder: RunFolder, mailbox: Any, listener: Listener
-) -> Exception | None:
-    """One life of the workers; what ended it early.
-
-    Ray Train waits in a thread, so that the main one can listen, and can be interrupted.
-    """
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": to_dict(config),
-            "run": folder.uri,
-            "data": data,
-            "environment": store_environment(),
-            "folder": os.getcwd(),
-            "mailbox": mailbox,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.cluster.num_workers,
-            use_gpu=config.cluster.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": config.cluster.cpus_per_worker,
-                **({"GPU": g} if (g := config.cluster.gpus_per_worker) else {}),
-            },
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{config.name}-{time.time_ns()}", storage_path=str(home() / "ray-train")
-        ),
-    )
-    failures: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller judges it
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(_LISTEN_S)
-            listener.take(mailbox)
-        listener.take(mailbox)
-    except ray.exceptions.RayError as error:
-        raise ClusterError(
-            f"lost the Ray cluster: {_first_line(error)}; the run resumes from its last "
-            "checkpoint when started again"
-        ) from error
-    return failures[0] if failures else None
-
-
-def _lotlip_error(failure: BaseException | None) -> LotlipError | None:
-    """The user's error inside what Ray raised, if there is one."""
-    if failure is None or isinstance(failure, LotlipError):
-        return failure
-    inner = [*getattr(failure, "worker_failures", {}).values(), getattr(failure, "cause", None)]
-    found = (_lotlip_error(error) for error in [*inner, failure.__cause__])
-    return next((error for error in found if error is not None), None)
-
-
-def _first_line(failure: Exception) -> str:
-    inner = list(getattr(failure, "worker_failures", {}).values())
-    lines = [line.strip() for line in str(inner[0] if inner else failure).splitlines()]
-    return next((line for line in reversed(lines) if line), type(failure).__name__)[:200]
 
 
 def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:

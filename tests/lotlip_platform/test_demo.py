@@ -27,7 +27,8 @@ def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Pat
         for title in ("LoTLIP, m = 2", "short captions only", "m = 0, long weighted 3x"):
             assert title in first.stdout
         for name in ("samples", "arms", "search"):
-            assert Image.open(home / "demo" / f"{name}.png").width > 500
+            with Image.open(home / "demo" / f"{name}.png") as picture:
+                assert picture.width > 500
         assert first.stderr.count("run ") == 3
         second = lotlip("demo", "--samples", "1280")
         assert second.returncode == 0, second.stderr

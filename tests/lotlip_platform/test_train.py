@@ -197,11 +197,12 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_
         if event["kind"] == "saved" and event["step"] >= 6 and not killed:
             workers = [
                 process
-                for process in psutil.process_iter(["cmdline"])
-                if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+                for process in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(process.cmdline())
             ]
-            killed.append(workers[0].pid)
-            workers[0].kill()
+            youngest = max(workers, key=lambda process: process.create_time())
+            killed.append(youngest.pid)
+            youngest.kill()
 
     config = build_config(TrainConfig, values(data, tmp_path / "b", **changes))
     result = train(config, kill_one_after_the_second_checkpoint)
