@@ -1,6 +1,6 @@
 """Pretrain the image tower that is shipped for the procedural scenes.
 
-python jobs/scenes_tower.py lotlip/assets/scenes-image-tower
+python jobs/pretrain_scenes_tower.py lotlip/assets/scenes-image-tower
 """
 
 import argparse

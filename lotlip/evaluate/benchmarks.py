@@ -89,8 +89,13 @@ def read_benchmark(store: Store, manifest: Manifest, num_samples: int) -> list[S
     return samples
 
 
-def run_benchmark(name: str, model: LoTLIP, samples: Sequence[Sample]) -> tuple[Report, Features]:
+def run_benchmark(
+    name: str, model: LoTLIP, samples: Sequence[Sample], *, official_text: bool = False
+) -> tuple[Report, Features]:
     """Meet a benchmark. In a process group, all workers call it and all get the answer.
+
+    `official_text` reads captions as the authors' benchmarks do, decimals and abbreviations cut
+    at their full stops: for figures to be compared with theirs.
 
     Raises: ConfigError for an unknown name, DataError for samples that don't fit it.
     """
@@ -99,8 +104,8 @@ def run_benchmark(name: str, model: LoTLIP, samples: Sequence[Sample]) -> tuple[
     long = [long_caption(sample) for sample in samples]
     features = Features(
         image_ND=embed_images(model, [s.image for s in samples], [s.key for s in samples]),
-        short_ND=embed_texts(model, [sample.short for sample in samples]),
-        long_ND=embed_texts(model, long),
+        short_ND=embed_texts(model, [s.short for s in samples], official=official_text),
+        long_ND=embed_texts(model, long, official=official_text),
     )
     metrics = _prefixed("long", _caption_retrieval(features.image_ND, features.long_ND, long))
     if name == "scenes":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lotlip import distributed
+from lotlip.captions import assemble_official
 from lotlip.errors import DataError
 from lotlip.images import centre_crop, decode, normalise
 from lotlip.model import LoTLIP
@@ -20,6 +21,11 @@ from lotlip.model import LoTLIP
 T = TypeVar("T")
 _IMAGES_AT_ONCE = 128
 _TEXTS_AT_ONCE = 256
+
+
+def best_device() -> torch.device:
+    """Where a model embeds fastest on this machine."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
@@ -49,10 +55,13 @@ def embed_images(
 def embed_texts(model: LoTLIP, texts: Sequence[str], *, official: bool = False) -> Tensor:
     """Features of texts of any length, [N, D] in their order, on the CPU.
 
-    `official` splits sentences as the authors do, for numbers to be compared with theirs.
+    `official` splits and cleans texts as the authors' benchmarks do, for numbers to be compared
+    with theirs.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None, "a model that was loaded or trained has its tokenizer"
+    if official:
+        texts = [assemble_official(text) for text in texts]
     # Texts of like length together: a batch is padded to its longest.
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
 

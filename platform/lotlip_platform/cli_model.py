@@ -26,6 +26,11 @@ def add_verbs(verbs: Any) -> None:
     evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("--bench", action="append", required=True, metavar="NAME=URI")
     evaluate.add_argument("--samples", type=int, default=0, help="the first so many; default all")
+    evaluate.add_argument(
+        "--official-text",
+        action="store_true",
+        help="split captions as the authors' code does, to compare with its figures",
+    )
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run=_eval)
 
@@ -86,7 +91,12 @@ def _eval(arguments: argparse.Namespace) -> None:
         benches[name] = uri
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
-    reports = evaluate(arguments.model, benches, num_samples=arguments.samples)
+    reports = evaluate(
+        arguments.model,
+        benches,
+        num_samples=arguments.samples,
+        official_text=arguments.official_text,
+    )
     if arguments.json:
         print(json.dumps([asdict(report) for report in reports], indent=1))
         return

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from lotlip.errors import ClusterError, ConfigError
+from lotlip_platform.ray_address import check_answers
 
 # Without PASSIVE torch's threads spin while they wait and, on a busy machine, slow each other down
 # many times over.
@@ -25,9 +27,10 @@ class ClusterConfig:
     """What a training run asks of the cluster."""
 
     num_workers: int = 1
-    """Training processes; with GPUs, one for each."""
+    """Training processes."""
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
+    """1 trains on GPUs; 0 on the CPU, even where there are GPUs."""
     max_failures: int = 2
     """Restarts from the last checkpoint after a worker died; errors in config or data are never
     retried."""
@@ -56,6 +59,7 @@ def connected() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    check_answers(address or "")
     on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
     try:
@@ -66,7 +70,7 @@ def connected() -> Iterator[None]:
             runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             **({} if address else local),
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
             f"cannot connect to Ray at {address or 'this machine'}: {reason}; start it, or unset "

@@ -120,7 +120,7 @@ def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
 
 
 def _evaluate(name: str, root: str) -> Report:
-    return evaluate_on(fetch(f"{root}/runs/{name}/model"), "scenes", f"{root}/test", 0)
+    return evaluate_on(fetch(f"{root}/runs/{name}/model"), "scenes", f"{root}/test")
 
 
 def _rows(report: Report) -> dict[str, Interval]:

@@ -18,7 +18,7 @@ from lotlip_platform.finding import Finding, State
 from lotlip_platform.local_services import home
 
 DISTRIBUTION = "lotlip-platform"
-SHOWN_PACKAGES = ("torch", "ray", "mlflow", "webdataset", "transformers", "tokenizers", "boto3")
+SHOWN_PACKAGES = ("torch", "ray", "mlflow", "webdataset", "tokenizers", "boto3")
 OLDEST_PYTHON = (3, 11)
 GB = 1e9
 LITTLE_DISK_GB, TOO_LITTLE_DISK_GB = 5.0, 1.0

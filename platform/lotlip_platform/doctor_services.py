@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +13,10 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from lotlip.errors import ClusterError
 from lotlip_platform.finding import Finding
 from lotlip_platform.local_services import home, services
+from lotlip_platform.ray_address import check_answers
 from lotlip_platform.s3_errors import ENVIRONMENT_KEYS, endpoint_url
 from lotlip_platform.service_process import is_healthy
 from lotlip_platform.storage import open_store
@@ -121,17 +122,10 @@ def ray() -> Finding:
     if address == "auto":
         return Finding("Ray", "ok", "RAY_ADDRESS=auto: commands look for one on this machine")
     try:
-        parts = urlsplit(address if "://" in address else f"ray://{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or not port:
-        return Finding("Ray", "error", f"RAY_ADDRESS={address}", "set it to HOST:PORT or unset it")
-    try:
-        socket.create_connection((host, port), timeout=TIMEOUT_S).close()
-    except OSError as error:
-        advice = "start it (lotlip up starts a local one), or correct or unset RAY_ADDRESS"
-        return Finding("Ray", "error", f"{address}: {_reason(error)}", advice)
+        check_answers(address)
+    except ClusterError as error:
+        found, _, advice = str(error).partition("; " if "; " in str(error) else ": ")
+        return Finding("Ray", "error", found, advice)
     return Finding("Ray", "ok", f"{address} accepts connections")
 
 

@@ -7,32 +7,42 @@ from collections.abc import Mapping, Sequence
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import ConfigError
 from lotlip.evaluate.benchmarks import BENCHMARKS, Report, read_benchmark, run_benchmark
+from lotlip.evaluate.embed import best_device
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model import LoTLIP
 from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
 
 
-def evaluate(model: str, benches: Mapping[str, str], *, num_samples: int = 0) -> list[Report]:
+def evaluate(
+    model: str, benches: Mapping[str, str], *, num_samples: int = 0, official_text: bool = False
+) -> list[Report]:
     """Put a model to benchmarks.
 
     `model` is any name that `registry.fetch` takes; `benches` maps benchmarks to data sets;
-    `num_samples` 0 takes all samples. Raises: LotlipError.
+    `num_samples` 0 takes all samples; `official_text` is that of `run_benchmark`.
+
+    Raises: LotlipError.
     """
     unknown = [name for name in benches if name not in BENCHMARKS]
     if unknown:
         raise ConfigError(
             f"there is no benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}"
         )
-    loaded = fetch(model)
-    return [evaluate_on(loaded, name, uri, num_samples) for name, uri in benches.items()]
+    loaded = fetch(model).to(best_device())
+    return [
+        evaluate_on(loaded, name, uri, num_samples=num_samples, official_text=official_text)
+        for name, uri in benches.items()
+    ]
 
 
-def evaluate_on(model: LoTLIP, benchmark: str, uri: str, num_samples: int) -> Report:
+def evaluate_on(
+    model: LoTLIP, benchmark: str, uri: str, *, num_samples: int = 0, official_text: bool = False
+) -> Report:
     """Put a loaded model to one benchmark."""
     store = open_store(uri)
     samples = read_benchmark(store, read_manifest(store), num_samples)
-    return run_benchmark(benchmark, model, samples)[0]
+    return run_benchmark(benchmark, model, samples, official_text=official_text)[0]
 
 
 def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] = ()) -> str:

@@ -28,7 +28,6 @@ from lotlip_platform.storage import open_store
 CANDIDATE = "candidate"
 _REQUIREMENTS = (
     "torch",
-    "transformers",
     "tokenizers",
     "safetensors",
     "webdataset",

@@ -12,7 +12,7 @@ from lotlip.data.manifest import read_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples
 from lotlip.errors import ConfigError
-from lotlip.evaluate.embed import embed_images, embed_texts
+from lotlip.evaluate.embed import best_device, embed_images, embed_texts
 from lotlip.evaluate.figures import Hit, retrieval_sheet
 from lotlip.images import decode
 from lotlip.model import LoTLIP
@@ -49,6 +49,7 @@ def search(
     store = open_store(uri)
     manifest = read_manifest(store)
     total = min(num_samples or manifest.num_samples, manifest.num_samples)
+    model = model.to(best_device())
     query_D = embed_texts(model, [text])[0]
     samples = islice(read_samples(store, manifest), total)
     best: list[Match] = []

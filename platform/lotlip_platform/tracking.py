@@ -32,13 +32,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.rest_utils import http_request
 from requests.exceptions import RequestException
 
-from lotlip.errors import ConfigError, TrackingError
+from lotlip.errors import TrackingError
 from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.run_guard import RunGuard
+from lotlip_platform.storage import CALL_FAULTS
 from lotlip_platform.tracking_address import innermost, without_user
 
-FAILURES = (MlflowException, RequestException, OSError)
-"""What an unreachable or unwilling server looks like from here."""
+FAILURES = (MlflowException, RequestException, OSError, *CALL_FAULTS)
+"""What an unreachable or unwilling server, or its artifact store, looks like from here."""
 _FLUSH_S = 30.0  # how long the end of a run waits for metrics that are still under way
 _ANSWER_S = 10.0  # how long a server may take to say that it is there
 _PATIENCE = {
@@ -49,26 +50,6 @@ _PATIENCE = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """MLflow's own defaults wait for a dead server for minutes, and talk a lot."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where a run is recorded."""
-
-    uri: str = ""
-    """MLflow server. Empty: MLFLOW_TRACKING_URI, else a SQLite file in the lotlip home."""
-    experiment: str = "lotlip"
-    registered_model: str = "lotlip"
-    """Name under which the model is registered; empty registers nothing."""
-
-    def __post_init__(self) -> None:
-        if not self.experiment:
-            raise ConfigError("tracking.experiment must not be empty")
-        if without_user(self.uri) != self.uri:
-            raise ConfigError(
-                "tracking.uri holds a user name, and configs are recorded: put it into "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
 
 
 def tracking_uri(given: str = "") -> str:
@@ -115,8 +96,8 @@ class TrackedRun:
 
     def __init__(self, server: Server, run_id: str) -> None:
         self.client, self.uri, self.run_id = server.client, server.uri, run_id
-        self.lost = 0
-        """Things to be sent later that the server did not take."""
+        self.lost: list[str] = []
+        """Why things that were to be sent later are not on the server, one line each."""
         self._queue: queue.Queue[Callable[[], object]] = queue.Queue()
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
@@ -158,10 +139,6 @@ class TrackedRun:
             entity = DatasetInput(dataset=dataset._to_mlflow_entity(), tags=tags)
             self.client.log_inputs(self.run_id, [entity])
 
-    def set_tag(self, name: str, value: str) -> None:
-        with failures_named(self.uri):
-            self.client.set_tag(self.run_id, name, value)
-
     def later(self, call: Callable[[], object]) -> None:
         """Do something that may take the server's time, after what is to be sent already."""
         self._queue.put(call)
@@ -177,8 +154,8 @@ class TrackedRun:
             call = self._queue.get()
             try:
                 call()
-            except (*FAILURES, TrackingError):
-                self.lost += 1
+            except Exception as error:  # noqa: BLE001 - nothing may end what sends the rest
+                self.lost.append(" ".join(str(error).split())[:200])
 
 
 def _short_name(uri: str) -> str:

@@ -1,9 +1,35 @@
-"""The address of a tracking server: without the secrets in it, and why nobody answers there."""
+"""Where runs are recorded: the address of a tracking server, without the secrets in it.
+
+Apart from `tracking`, so that workers, who never talk to MLflow, need not import it.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
+
+from lotlip.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run is recorded."""
+
+    uri: str = ""
+    """MLflow server. Empty: MLFLOW_TRACKING_URI, else a SQLite file in the lotlip home."""
+    experiment: str = "lotlip"
+    registered_model: str = "lotlip"
+    """Name under which the model is registered; empty registers nothing."""
+
+    def __post_init__(self) -> None:
+        if not self.experiment:
+            raise ConfigError("tracking.experiment must not be empty")
+        if without_user(self.uri) != self.uri:
+            raise ConfigError(
+                "tracking.uri holds a user name, and configs are recorded: put it into "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
 
 
 def without_user(uri: str) -> str:

@@ -71,13 +71,13 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
             folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
             data = _training_data(config, manifest, model.image_tower, watch)
-            with _tracked(config, server, folder, manifest) as tracked:
+            with _tracked(config, server, folder, manifest, watch) as tracked:
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
                 _fit(config, data, folder, tracked, watch)
                 _register(config, folder, tracked)
     elif _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
-        with _tracked(config, server, folder, manifest) as tracked:
+        with _tracked(config, server, folder, manifest, watch) as tracked:
             _register(config, folder, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
@@ -160,7 +160,11 @@ def _captions(store: Store, manifest: Manifest, num_samples: int) -> Iterator[st
 
 @contextmanager
 def _tracked(
-    config: TrainConfig, server: tracking.Server, folder: RunFolder, manifest: Manifest
+    config: TrainConfig,
+    server: tracking.Server,
+    folder: RunFolder,
+    manifest: Manifest,
+    watch: Watch,
 ) -> Iterator[tracking.TrackedRun]:
     """The MLflow run of this folder, with all in it that is known beforehand."""
     earlier = folder.read_tracked()
@@ -181,6 +185,9 @@ def _tracked(
                 held_out = read_manifest(open_store(config.eval.data))
                 tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
         yield tracked
+    if tracked.lost:
+        text = f"{len(tracked.lost)} messages did not reach MLflow; the first: {tracked.lost[0]}"
+        watch({"kind": "note", "text": text})
 
 
 def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:

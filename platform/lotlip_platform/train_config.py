@@ -14,7 +14,7 @@ from lotlip.model import ModelConfig
 from lotlip.train.loop import LoopConfig
 from lotlip.train.optim import OptimConfig
 from lotlip_platform.cluster import ClusterConfig
-from lotlip_platform.tracking import TrackingConfig
+from lotlip_platform.tracking_address import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def test_the_benchmarks_give_their_metrics_as_shares_with_intervals(model_folder
 
 def test_the_same_model_gets_the_same_report_again(model_folder, scenes_folder):
     model = lotlip.load(model_folder)
-    first, second = (evaluate_on(model, "scenes", str(scenes_folder), 0) for _ in range(2))
+    first, second = (evaluate_on(model, "scenes", str(scenes_folder)) for _ in range(2))
     assert first == second
 
 
