@@ -58,19 +58,21 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
 
-    def forward(self, tokens_BLD: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens_BLD: Tensor, mask: Tensor, num_read: int | None = None) -> Tensor:
+        """The tokens [B, L, D] again; or only the first `num_read`, if no more is needed."""
         dropout = self.dropout if self.training else 0.0
+        read_BRD = tokens_BLD[:, :num_read]
         mixed = F.scaled_dot_product_attention(
-            self._heads(self.query(tokens_BLD)),
+            self._heads(self.query(read_BRD)),
             self._heads(self.key(tokens_BLD)),
             self._heads(self.value(tokens_BLD)),
-            attn_mask=mask,
+            attn_mask=mask[:, :, :num_read],
             dropout_p=dropout,
         )
         mixed = self.output(mixed.transpose(1, 2).flatten(2))
-        tokens_BLD = self.norm1(tokens_BLD + F.dropout(mixed, dropout))
-        hidden = self.fc2(F.gelu(self.fc1(tokens_BLD)))
-        return self.norm2(tokens_BLD + F.dropout(hidden, dropout))
+        read_BRD = self.norm1(read_BRD + F.dropout(mixed, dropout))
+        hidden = self.fc2(F.gelu(self.fc1(read_BRD)))
+        return self.norm2(read_BRD + F.dropout(hidden, dropout))
 
     def _heads(self, tokens_BLD: Tensor) -> Tensor:
         return tokens_BLD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -89,13 +91,14 @@ class TextTower(nn.Module):
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Ids as the tokenizer makes them, [B, L], to [B, 1 + m, D]: [CLS] first."""
-        num_corner_tokens = self.config.num_corner_tokens
-        mask = attention_mask(ids_BL, num_corner_tokens)
+        mask = attention_mask(ids_BL, self.config.num_corner_tokens)
+        num_read = 1 + self.config.num_corner_tokens
         tokens_BLD = self.embeddings(ids_BL)
         tokens_BLD = F.dropout(tokens_BLD, self.config.dropout, self.training)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             tokens_BLD = layer(tokens_BLD, mask)
-        return torch.tanh(self.pooler(tokens_BLD[:, : 1 + num_corner_tokens]))
+        return torch.tanh(self.pooler(last(tokens_BLD, mask, num_read)))
 
     def locked_parameters(self) -> list[nn.Parameter]:
         """Every parameter that does not learn; never the corner tokens."""

@@ -22,16 +22,21 @@ import webdataset as wds
 from PIL import Image
 
 from lotlip.captions import CaptionConfig
+from lotlip.data.features import write_feature_shard
 from lotlip.data.manifest import Manifest, write_manifest
 from lotlip.data.order import OrderConfig
-from lotlip.data.pipeline import Source, batches
+from lotlip.data.pipeline import DataConfig, Source, batches
 from lotlip.data.scenes import CAPTIONER, make_sample
 from lotlip.data.shards import shard_name, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.images import AugmentConfig
 from lotlip.losses import multi_text_loss
 from lotlip.model import PRESETS, LoTLIP
+from lotlip.model.pretrained import build
 from lotlip.tokenizer import Tokenizer
+from lotlip.train.loop import LoopConfig, train_steps
+from lotlip.train.optim import OptimConfig, make_optimizer
+from lotlip.train.state import TrainState
 
 REPEATS = 5
 NUM_SAMPLES, BATCH = 1024, 128
@@ -52,7 +57,12 @@ def main() -> None:
         ]
         write_manifest(store, Manifest(shards=tuple(shards)))
         texts = [text for sample in samples for text in (sample.short, sample.long[CAPTIONER])]
-        rows = [text_tower(texts), loader(store, Manifest(shards=tuple(shards)), texts)]
+        manifest = Manifest(shards=tuple(shards))
+        rows = [
+            text_tower(texts),
+            loader(store, manifest, texts),
+            features(store, manifest, texts),
+        ]
     write_report(rows)
 
 
@@ -139,6 +149,42 @@ def loader(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
     times = medians(ours, plain_webdataset)
     what = f"loader, {NUM_SAMPLES} scenes of 96 px, local shards to batches, one process"
     return what, "plain webdataset + Pillow, same tokenizer, no order, no ledger", *times
+
+
+def features(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
+    """An epoch of training with a locked image tower whose features are kept."""
+    config = PRESETS["scenes"]
+    tokenizer = learnt_tokenizer(texts, config.text.context_length, config.text.vocab_size)
+    model = build(config, tokenizer)
+    kept = FolderStore(store.root / "features")
+    made = [
+        write_feature_shard(store, shard, kept, model.image_tower.eval())
+        for shard in manifest.shards
+    ]
+
+    def epoch(of: FolderStore, shards: Manifest) -> None:
+        source = Source(
+            store=of,
+            manifest=shards,
+            tokenizer=tokenizer,
+            captions=CaptionConfig(),
+            augment=AugmentConfig(min_crop_area=1.0),
+            order=OrderConfig(num_streams=4, shuffle_block=256),
+            image_size_px=96,
+            global_batch=BATCH,
+            seed=0,
+        )
+        loop = LoopConfig(num_samples=NUM_SAMPLES, global_batch=BATCH)
+        state = TrainState(model, make_optimizer(model, OptimConfig()))
+        data = DataConfig(train=of.uri, order=source.order)
+        steps = train_steps(state, source, loop=loop, optim=OptimConfig(), data=data)
+        assert sum(step.num_samples for step in steps) == NUM_SAMPLES
+
+    ours, theirs = medians(
+        lambda: epoch(kept, Manifest(shards=tuple(made))), lambda: epoch(store, manifest)
+    )
+    what = f"training on features of the locked tower, {NUM_SAMPLES} scenes, preset scenes, m = 2"
+    return what, "the same steps on pixels", ours, theirs
 
 
 def medians(*competitors: Callable[[], object]) -> list[float]:
