@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import safetensors.torch
@@ -44,12 +46,16 @@ def to_files(model: LoTLIP) -> dict[str, bytes]:
 
 
 def save(model: LoTLIP, folder: Path) -> None:
-    """Write a model folder; `load` reads it. Raises: CheckpointError."""
+    """Write a model folder; `load` reads it. Raises: CheckpointError; nothing is written then."""
     files = to_files(model)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
+            for name, content in files.items():
+                (Path(temporary) / name).write_bytes(content)
+            folder.mkdir(exist_ok=True)
+            for name in files:
+                os.replace(Path(temporary) / name, folder / name)
     except OSError as error:
         raise CheckpointError(f"cannot write a model to {folder}: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -96,3 +97,20 @@ def test_every_path_in_the_readmes_map_exists():
     assert len(paths) > 5
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_every_key_of_the_config_says_what_it_does():
+    undocumented = []
+    for path in [*(ROOT / "lotlip").rglob("*.py"), *(ROOT / "platform").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                if node.name in ("TrainConfig", "SceneTowerConfig"):
+                    continue  # its groups tell for themselves; not a config of the command line
+                followed = zip(node.body, [*node.body[1:], None], strict=True)
+                undocumented += [
+                    f"{node.name}.{ast.unparse(field.target)}"
+                    for field, after in followed
+                    if isinstance(field, ast.AnnAssign)
+                    and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+                ]
+    assert undocumented == []

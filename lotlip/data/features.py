@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from lotlip.configuration import to_dict
-from lotlip.data.manifest import Manifest, Shard
+from lotlip.data.manifest import Shard
 from lotlip.data.sample import FEATURE_SUFFIX, UNREADABLE, from_members
-from lotlip.data.shards import RawSample, read_shard, write_members
+from lotlip.data.shards import DamagedShardError, RawSample, read_shard, write_members
 from lotlip.data.store import Store
 from lotlip.errors import DataError
 from lotlip.images import centre_crop, decode, normalise
@@ -38,10 +38,10 @@ _IMAGES_AT_ONCE = 64
 _DONT_MATTER = ("pretrained", "locked_layers", "projection")
 
 
-def feature_set_name(tower: ImageTower, manifest: Manifest) -> str:
-    """Names the features of exactly these weights, their preprocessing and this data set."""
+def tower_digest(tower: ImageTower) -> str:
+    """Names exactly these weights and their preprocessing."""
     config = {k: v for k, v in to_dict(tower.config).items() if k not in _DONT_MATTER}
-    hashed = hashlib.sha256(json.dumps([_FORMAT, manifest.digest, config]).encode())
+    hashed = hashlib.sha256(json.dumps([_FORMAT, config]).encode())
     for name, value in sorted(tower.state_dict().items()):
         hashed.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return hashed.hexdigest()[:16]
@@ -50,15 +50,29 @@ def feature_set_name(tower: ImageTower, manifest: Manifest) -> str:
 def write_feature_shard(source: Store, shard: Shard, target: Store, tower: ImageTower) -> Shard:
     """Write the features of one shard, on the device the tower is on.
 
-    Images are cropped at the centre, as in evaluation. Raises: DataError; nothing is written then.
+    Images are cropped at the centre, as in evaluation. Raises: DataError if the shard is missing or
+    of another size; nothing is written then.
     """
 
     def members() -> Iterator[Mapping[str, Any]]:
-        samples = read_shard(source, shard)
+        samples = _whole(source, shard)
         while group := list(islice(samples, _IMAGES_AT_ONCE)):
             yield from _encoded(group, tower)
 
     return write_members(target, shard.name, members())
+
+
+def _whole(source: Store, shard: Shard) -> Iterator[RawSample]:
+    """As many samples as the manifest says; those that a damage took tell so."""
+    num_read = 0
+    try:
+        for raw in islice(read_shard(source, shard), shard.num_samples):
+            yield raw
+            num_read += 1
+    except DamagedShardError as error:
+        reason = str(error).encode(errors="backslashreplace")
+        for place in range(num_read, shard.num_samples):
+            yield {"__key__": f"lost-{place:08d}", UNREADABLE: reason}
 
 
 def read_feature(encoded: bytes) -> np.ndarray:
@@ -87,7 +101,7 @@ def _encoded(samples: list[RawSample], tower: ImageTower) -> Iterator[Mapping[st
         features = dict(zip(pixels, features_BD.numpy(), strict=True))
     for place, raw in enumerate(samples):
         made = (
-            {UNREADABLE: reasons[place].encode()}
+            {UNREADABLE: reasons[place].encode(errors="backslashreplace")}
             if place in reasons
             else {FEATURE_SUFFIX: _to_bytes(features[place])}
         )

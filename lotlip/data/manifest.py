@@ -68,8 +68,16 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     store.write(NAME, json.dumps(content, indent=1).encode())
 
 
-def read_manifest(store: Store) -> Manifest:
-    """The manifest in a store. Raises: DataError if there is none or it contradicts itself."""
+FEATURES_OF = "features_of"
+"""In `made_by` of a set of image features (see `features`): the data set they are of."""
+
+
+def read_manifest(store: Store, *, of_features: bool = False) -> Manifest:
+    """The manifest in a store.
+
+    `of_features` takes sets of image features, too. Raises: DataError if there is no manifest, it
+    contradicts itself, or it is that of features where images are wanted.
+    """
     if not store.exists(NAME):
         raise DataError(
             f"{store.uri} has no {NAME}: is the address right? "
@@ -94,6 +102,11 @@ def read_manifest(store: Store) -> Manifest:
         raise DataError(
             f"{store.uri}/{NAME} says digest {found}, its shards give {manifest.digest}: "
             "it was edited; write the data set again"
+        )
+    if FEATURES_OF in manifest.made_by and not of_features:
+        raise DataError(
+            f"{store.uri} holds image features, not images: give the data set they are of, "
+            f"{manifest.made_by[FEATURES_OF]}"
         )
     if manifest.num_samples == 0:
         raise DataError(f"{store.uri} is empty: its manifest lists no sample")

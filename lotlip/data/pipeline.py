@@ -38,6 +38,7 @@ class DataConfig:
     train: str
     """The data set to train on: a folder or s3://BUCKET/PREFIX with a manifest.json."""
     order: OrderConfig = field(default_factory=OrderConfig)
+    """How samples are mixed."""
     num_loader_processes: int = 0
     """Processes that decode for each worker; 0 decodes in a thread of the worker itself."""
     features: str = ""

@@ -45,10 +45,16 @@ def write_members(store: Store, name: str, samples: Iterable[RawSample]) -> Shar
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         num_samples = 0
-        with TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
-            for sample in samples:
-                writer.write(dict(sample))
-                num_samples += 1
+        try:
+            with TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
+                for sample in samples:
+                    writer.write(dict(sample))
+                    num_samples += 1
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}; free some space, or set TMPDIR "
+                "to a folder elsewhere"
+            ) from error
         store.write_file(name, path)
         with path.open("rb") as file:
             return described(file, name, num_samples)

@@ -45,6 +45,8 @@ class EvalConfig:
     data: str = ""
     """A held-out data set: a folder or s3://BUCKET/PREFIX. Empty: no evaluation."""
     benchmark: Literal["retrieval", "scenes"] = "retrieval"
+    """`retrieval` takes any data set with long captions; `scenes` adds what only scenes can be
+    asked: zero-shot classes, and short captions that are true of several images."""
     num_samples: int = 1000
     """The first samples of the data set; 0 takes all. Recall depends on it: compare like with
     like."""

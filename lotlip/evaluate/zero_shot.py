@@ -11,22 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lotlip.errors import ConfigError, DataError
+from lotlip.errors import DataError
 from lotlip.evaluate.retrieval import Interval, recall_at, retrieval_ranks
 
 _PROMPTS_AT_ONCE = (
     4096  # enough to sort by length, without all 80,000 features of ImageNet at a time
 )
-
-
-def prompts_of(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
-    """The prompts of each class: every template, the class name in place of its `{}`."""
-    if not class_names or not templates:
-        raise ConfigError("zero-shot needs at least one class name and one template")
-    for template in templates:
-        if "{}" not in template:
-            raise ConfigError(f"zero-shot template {template!r} has no {{}} for the class name")
-    return [[template.replace("{}", name) for template in templates] for name in class_names]
 
 
 def classifier(
@@ -36,7 +26,7 @@ def classifier(
 
     Args:
         encode_texts: features [texts, D] of a list of texts, of any length.
-        prompts: of each class, equally many; see `prompts_of`.
+        prompts: of each class, equally many.
     """
     per_class = len(prompts[0])
     at_once = max(1, _PROMPTS_AT_ONCE // per_class)
@@ -48,11 +38,6 @@ def classifier(
         mean_CD = features.unflatten(0, (len(block), per_class)).mean(dim=1)
         blocks.append(normalize(mean_CD, dim=-1))
     return torch.cat(blocks)
-
-
-def top_k_hits(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor, k: int) -> Tensor:
-    """Whether the right class is among the first `k`, bool [N]; ties count against the model."""
-    return _class_ranks(image_ND, classifier_CD, labels_N) <= k
 
 
 def zero_shot_report(

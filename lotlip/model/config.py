@@ -13,10 +13,15 @@ class ImageTowerConfig:
     """A vision transformer (Dosovitskiy et al. 2021) with pre-norm blocks, as timm builds it."""
 
     image_size_px: int = 224
+    """Width and height of the square that an image is cropped and resized to."""
     patch_size_px: int = 16
+    """Width and height of what becomes one token."""
     width: int = 768
+    """Values of a token; the perceptrons are four times as wide."""
     num_layers: int = 12
+    """Blocks of attention and perceptron."""
     num_heads: int = 12
+    """Attention heads; they share the width between them."""
     stem: Literal["patch", "conv"] = "patch"
     """How pixels become tokens: one strided convolution, or four small ones (Xiao et al. 2021),
     which learn from far fewer images."""
@@ -64,10 +69,15 @@ class TextTowerConfig:
     context_length: int = 128
     """Longest text in tokens, [CLS], corner tokens and every [SEP] included."""
     num_positions: int = 512
+    """Rows of the position table; BERT's has 512."""
     width: int = 768
+    """Values of a token; the perceptrons are four times as wide."""
     num_layers: int = 12
+    """Layers of attention and perceptron."""
     num_heads: int = 12
+    """Attention heads; they share the width between them."""
     dropout: float = 0.0
+    """Share of values dropped in training, in attention and behind it."""
     pretrained: str = ""
     """A Hugging Face BERT folder or hub name with weights to start from. Empty: random."""
     locked_layers: int = 0
@@ -99,8 +109,11 @@ class ModelConfig:
     preset: str = "vit-b-16"
     """The preset the other fields start from; see PRESETS."""
     embed_dim: int = 768
+    """Values of an image or text feature."""
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    """The image tower."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    """The text tower."""
 
     def __post_init__(self) -> None:
         _positive("model", self, "embed_dim")

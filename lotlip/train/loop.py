@@ -41,9 +41,11 @@ class LoopConfig:
     long_weight: float = 1.0
     """Weight in the loss of each feature of a long caption; that of the short caption is 1."""
     log_every_steps: int = 10
+    """Metrics are means over so many steps."""
     eval_every_steps: int = 0
     """0: evaluate at the end only."""
     save_every_steps: int = 500
+    """Steps between checkpoints; one is always written behind the last step."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "global_batch", "log_every_steps", "save_every_steps"):

@@ -18,11 +18,15 @@ class OptimConfig:
     lr: float = 5e-4
     """Peak learning rate, reached after the warm-up."""
     beta1: float = 0.9
+    """Decay of AdamW's mean of the gradients."""
     beta2: float = 0.98
+    """Decay of its mean of their squares."""
     eps: float = 1e-6
+    """Added to its denominator."""
     weight_decay: float = 0.2
     """Not applied to norms, biases, single vectors and the temperature."""
     warmup_steps: int = 100
+    """Steps in which the learning rate rises linearly; then it falls along half a cosine."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lotlip.errors import ClusterError, ConfigError
 from lotlip_platform.ray_address import check_answers
@@ -29,6 +30,7 @@ class ClusterConfig:
     num_workers: int = 1
     """Training processes."""
     cpus_per_worker: float = 1.0
+    """CPUs reserved for each, loader processes included."""
     gpus_per_worker: float = 0.0
     """1 trains on GPUs; 0 on the CPU, even where there are GPUs."""
     max_failures: int = 2
@@ -83,6 +85,12 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def beside_driver() -> Any:  # Ray's annotation of where this goes knows other strategies only
+    """For what the driver can't do without: where it lives, no other machine can take it away."""
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node, soft=True)
 
 
 def store_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_sh
 from lotlip.data.store import FolderStore, Store
 from lotlip.errors import ConfigError, DataError
 from lotlip_platform.cluster import connected, store_environment
-from lotlip_platform.shard_tasks import in_tasks
+from lotlip_platform.shard_tasks import check_all_here, in_tasks
 from lotlip_platform.storage import open_store
 
 Split = Literal["train", "validation", "test"]
@@ -75,7 +75,7 @@ def make_scenes(
             written[place] = result
             on_progress(sum(shard.num_samples for shard, _ in written.values()), num_samples)
     in_order = [written[place] for place in range(len(ranges))]
-    _check_all_here(store, [shard for shard, _ in in_order])
+    check_all_here(store, [shard for shard, _ in in_order])
     return write_dataset(store, in_order, made_by)
 
 
@@ -130,14 +130,3 @@ def _write(
             yield sample
 
     return write_shard(open_store(uri), shard_name(place), samples()), captions
-
-
-def _check_all_here(store: Store, shards: Sequence[Shard]) -> None:
-    """Tasks on other machines may write a folder's shards out of our sight. Raises: DataError."""
-    present = set(store.list("shard-"))
-    missing = [shard.name for shard in shards if shard.name not in present]
-    if missing:
-        raise DataError(
-            f"{store.uri} lacks {missing[0]} and {len(missing) - 1} more shards after writing: "
-            "with Ray on several machines use an s3:// address or a folder that all of them see"
-        )

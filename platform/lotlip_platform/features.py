@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ray
-import torch
 
 from lotlip.data import manifest as manifests
-from lotlip.data.features import feature_set_name, write_feature_shard
-from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
+from lotlip.data.features import tower_digest, write_feature_shard
+from lotlip.data.manifest import FEATURES_OF, Manifest, Shard, read_manifest, write_manifest
 from lotlip.data.shards import described
+from lotlip.errors import CheckpointError
 from lotlip.model.image_tower import ImageTower
 from lotlip_platform.cluster import store_environment
-from lotlip_platform.shard_tasks import in_tasks
+from lotlip_platform.shard_tasks import check_all_here, in_tasks
 from lotlip_platform.storage import open_store
+
+TOWER = "tower"
+"""In `made_by` of a feature set: the digest of the tower whose features they are."""
 
 
 def feature_set(
@@ -38,33 +42,48 @@ def feature_set(
 
     Raises: DataError, ClusterError.
     """
-    store = open_store(kept_in).at(feature_set_name(tower, manifest))
+    made_of = tower_digest(tower)
+    store = open_store(kept_in).at(f"{made_of}-{manifest.digest}")
     if store.exists(manifests.NAME):
-        read_manifest(store)  # whole, or an error
+        read_manifest(store, of_features=True)  # in order, or an error
         return store.uri
     shared = ray.put(tower)
+    device = "cuda" if gpus else "cpu"
     environment = store_environment()
-    calls = [
-        (open_store(data).uri, shard, store.uri, shared, environment) for shard in manifest.shards
-    ]
+    source = open_store(data).uri
+    calls = [(source, shard, store.uri, shared, device, environment) for shard in manifest.shards]
     written: dict[int, Shard] = {}
     on_progress(0, manifest.num_samples)
     for place, shard in in_tasks(_write, calls, gpus=gpus):
         written[place] = shard
         on_progress(sum(shard.num_samples for shard in written.values()), manifest.num_samples)
-    made_by = {"command": "train", "features_of": data, "data_digest": manifest.digest}
+    made_by = {FEATURES_OF: data, "data_digest": manifest.digest, TOWER: made_of}
     shards = tuple(written[place] for place in range(len(calls)))
+    check_all_here(store, shards)
     write_manifest(store, Manifest(shards=shards, captions=manifest.captions, made_by=made_by))
     return store.uri
 
 
+def check_tower(made_by: Mapping[str, Any], tower: ImageTower) -> None:
+    """Raises: CheckpointError if features are to be trained on that are not of this tower."""
+    if TOWER in made_by and made_by[TOWER] != tower_digest(tower):
+        raise CheckpointError(
+            "the image tower of the checkpoint is not the one that model.image.pretrained names "
+            "now: bring its old weights back, or start a run of another name"
+        )
+
+
 def _write(
-    data: str, shard: Shard, kept_in: str, tower: ImageTower, environment: Mapping[str, str]
+    data: str,
+    shard: Shard,
+    kept_in: str,
+    tower: ImageTower,
+    device: str,
+    environment: Mapping[str, str],
 ) -> Shard:
     os.environ.update(environment)
     target = open_store(kept_in)
     if target.exists(shard.name):  # of an earlier run: objects are written wholly or not at all
         with target.open(shard.name) as file:
             return described(file, shard.name, shard.num_samples)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return write_feature_shard(open_store(data), shard, target, tower.to(device).eval())

@@ -7,6 +7,7 @@ when the driver is interrupted it cancels the task, and all of them end with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -20,12 +21,13 @@ import ray.train.torch
 
 from lotlip.configuration import to_dict
 from lotlip.errors import ClusterError, LotlipError
-from lotlip_platform.cluster import store_environment
+from lotlip_platform.cluster import beside_driver, store_environment
 from lotlip_platform.local_services import home
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import train_worker
 
 _LISTEN_S = 0.3
+_ABORT_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def fit(
         "folder": os.getcwd(),
         "mailbox": mailbox,
     }
-    task = ray.remote(num_cpus=0, max_retries=0)(_fit)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_driver())(_fit)
     fitting = task.remote(config, arguments, str(home() / "ray-train"))
     try:
         while not ray.wait([fitting], timeout=_LISTEN_S)[0]:
@@ -68,7 +70,19 @@ def fit(
             "checkpoint when started again"
         ) from error
     finally:
-        ray.cancel(fitting, force=True)
+        _end(fitting)
+
+
+def _end(fitting: ray.ObjectRef) -> None:
+    """End a task that still runs; one that doesn't is left as it is.
+
+    Cancelling is Ctrl-C to it, on which Ray Train ends its workers and gives back what it held. A
+    controller that is just killed leaves its placement group behind as long as the driver lives.
+    """
+    with contextlib.suppress(ray.exceptions.RayError):  # the cluster may be lost
+        ray.cancel(fitting)
+        if not ray.wait([fitting], timeout=_ABORT_S)[0]:
+            ray.cancel(fitting, force=True)
 
 
 def _fit(config: TrainConfig, arguments: dict[str, Any], storage: str) -> Failure | None:

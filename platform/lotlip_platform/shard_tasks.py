@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from lotlip.errors import ClusterError, LotlipError
+from lotlip.data.manifest import Shard
+from lotlip.data.store import Store
+from lotlip.errors import ClusterError, DataError, LotlipError
 
 T = TypeVar("T")
 
@@ -30,10 +32,22 @@ def in_tasks(
     except RayTaskError as error:
         if isinstance(error.cause, LotlipError):
             raise error.cause from None
-        raise
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise ClusterError(f"a task on a shard failed: {reason}") from error
     except RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(f"Ray lost a task: {reason}; run the command again") from error
     finally:
         for reference in pending:
             ray.cancel(reference, force=False)
+
+
+def check_all_here(store: Store, shards: Sequence[Shard]) -> None:
+    """Tasks on other machines may write a folder's shards out of our sight. Raises: DataError."""
+    present = set(store.list("shard-"))
+    missing = [shard.name for shard in shards if shard.name not in present]
+    if missing:
+        raise DataError(
+            f"{store.uri} lacks {missing[0]} and {len(missing) - 1} more shards after writing: "
+            "with Ray on several machines use an s3:// address or a folder that all of them see"
+        )

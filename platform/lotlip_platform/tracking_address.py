@@ -19,6 +19,7 @@ class TrackingConfig:
     uri: str = ""
     """MLflow server. Empty: MLFLOW_TRACKING_URI, else a SQLite file in the lotlip home."""
     experiment: str = "lotlip"
+    """MLflow experiment of the run; created if it is new."""
     registered_model: str = "lotlip"
     """Name under which the model is registered; empty registers nothing."""
 

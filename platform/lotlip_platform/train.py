@@ -15,18 +15,19 @@ from itertools import islice
 import ray
 
 from lotlip.configuration import to_dict
+from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.data.order import EpochOrder, streams_of
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError
+from lotlip.errors import ClusterError, DataError, LotlipError
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
-from lotlip_platform.cluster import check_resources, connected
+from lotlip_platform.cluster import beside_driver, check_resources, connected
 from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set
 from lotlip_platform.fit import fit
@@ -70,8 +71,8 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
             model = initial_model(config, tokenizer)  # what it can't load, it says now
             folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
-            data = _training_data(config, manifest, model.image_tower, watch)
             with _tracked(config, server, folder, manifest, watch) as tracked:
+                data = _training_data(config, manifest, model.image_tower, watch)
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
                 _fit(config, data, folder, tracked, watch)
                 _register(config, folder, tracked)
@@ -106,6 +107,8 @@ def _checked_data(config: TrainConfig) -> Manifest:
     streams_of(0, config.cluster.num_workers, order.num_streams)
     if config.captions.num_sub_captions:
         _check_captioners(config, manifest)
+    if config.data.features:
+        open_store(config.data.features).exists(manifests.NAME)  # reaches it, or says why not
     if config.eval.data:
         held_out = read_manifest(open_store(config.eval.data))
         if held_out.num_samples < config.eval.num_samples:
@@ -212,7 +215,7 @@ def _fit(
     watch: Watch,
 ) -> None:
     """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(Mailbox).remote()
     listener = Listener(folder, tracked, watch)
     try:
         for attempt in range(1, config.cluster.max_failures + 2):
@@ -233,8 +236,11 @@ def _fit(
                     "resumes from its last checkpoint when started again"
                 )
             listener.note(f"the workers failed ({failure.reason}): starting them again")
-    finally:
-        listener.record_bad_samples()
+    except BaseException:
+        with contextlib.suppress(LotlipError):  # what came first is what is told
+            listener.record_bad_samples()
+        raise
+    listener.record_bad_samples()
     listener.draw_curves(config)
 
 

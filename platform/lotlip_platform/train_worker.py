@@ -25,6 +25,7 @@ from lotlip.train.loop import Step, train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
 from lotlip_platform.config import build_config
+from lotlip_platform.features import check_tower
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
@@ -50,15 +51,24 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     def send(event: dict[str, Any]) -> None:
         mailbox.put.remote(event)
 
+    try:
+        _train(config, folder, arguments["data"], send)
+    finally:
+        # The calls before this one have arrived, too, once it is answered.
+        ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
+
+
+def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> None:
     tokenizer = folder.read_tokenizer()
     if tokenizer is None:
         raise CheckpointError(
             f"a worker does not see what the driver wrote to {folder.uri}: on several machines "
             "store= must be s3:// or a folder that all share"
         )
-    source = make_source(config, tokenizer, arguments["data"])
+    source = make_source(config, tokenizer, data)
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
+    check_tower(source.manifest.made_by, state.model.image_tower)
     meter = _Meter(send)
     for step in train_steps(state, source, loop=config.train, optim=config.optim, data=config.data):
         meter.take(step)
@@ -74,8 +84,6 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
             folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
             send({"kind": "saved", "step": step.step})
     _finish(config, state, held_out, folder, send)
-    # The calls before this one have arrived, too, once it is answered.
-    ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
 def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
@@ -83,7 +91,7 @@ def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
     store = open_store(data)
     return Source(
         store=store,
-        manifest=read_manifest(store),
+        manifest=read_manifest(store, of_features=True),
         tokenizer=tokenizer,
         captions=config.captions,
         augment=config.augment,

@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -250,6 +252,40 @@ def test_missing_credentials_are_told(config: Path, model_folder: Path, fails: F
     check_all_refuse("s3://bucket/data", "no credentials found", config, model_folder, fails)
 
 
+@pytest.fixture
+def refusing_s3(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An endpoint that knows nobody: moto lets everybody in."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def refuse(self) -> None:
+            body = b"<Error><Code>InvalidAccessKeyId</Code><Message>unknown key</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_PUT = refuse
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("refusing_s3")
+def test_refused_credentials_are_told(config: Path, model_folder: Path, fails: Fails) -> None:
+    expected = "credentials refused"
+    check_all_refuse("s3://bucket/data", expected, config, model_folder, fails)
+    assert expected in fails("data", "scenes", "s3://bucket/data", "--samples", "3")
+
+
 @pytest.mark.usefixtures("s3_env")
 def test_an_endpoint_that_is_down_is_told(
     config: Path, fails: Fails, dead_url: str, monkeypatch: pytest.MonkeyPatch, bucket: str
@@ -265,6 +301,18 @@ def test_a_run_folder_in_a_missing_bucket_is_told_before_ray_starts(
     config: Path, fails: Fails, s3_env: str
 ) -> None:
     assert "does not exist" in fails("train", config, "store=s3://no-such-bucket/runs")
+
+
+def test_a_place_for_features_that_cannot_be_reached_is_told_before_ray_starts(
+    config: Path, scenes_folder: Path, fails: Fails, s3_env: str, tmp_path: Path
+) -> None:
+    locked = ("model.image.locked_layers=-1", "augment.min_crop_area=1")
+    for place, expected in {
+        "s3://no-such-bucket/f": "does not exist",
+        "gs://f": "no gs://",
+    }.items():
+        assert expected in fails("train", config, *locked, f"data.features={place}")
+    assert is_empty(tmp_path / "runs")
 
 
 def test_a_held_out_set_that_is_too_small_is_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,29 @@ def lotlip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([LOTLIP, *arguments], capture_output=True, text=True, timeout=280)
 
 
+def interrupt_behind_the_first_arm() -> None:
+    """Ctrl-C half-way."""
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    interruptible = [sys.executable, "-c", f"{hear}os.execv(sys.argv[1], sys.argv[1:])"]
+    command = [*interruptible, LOTLIP, "demo", "--samples", "1280"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        begun = 0
+        for line in process.stderr:
+            begun += "waiting for workers" in line
+            if begun == 2:
+                process.send_signal(signal.SIGINT)
+                break
+        process.stderr.read()
+    assert process.returncode == 130
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Path):
     home = Path(os.environ["LOTLIP_HOME"])
     try:
+        interrupt_behind_the_first_arm()
         first = lotlip("demo", "--samples", "1280")
         assert first.returncode == 0, first.stderr
         for title in ("LoTLIP, m = 2", "short captions only", "m = 0, long weighted 3x"):
@@ -29,7 +48,8 @@ def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Pat
         for name in ("samples", "arms", "search"):
             with Image.open(home / "demo" / f"{name}.png") as picture:
                 assert picture.width > 500
-        assert first.stderr.count("run ") == 3
+        assert first.stderr.count("is done: nothing to train") == 1
+        assert first.stderr.count("waiting for workers") == 2
         second = lotlip("demo", "--samples", "1280")
         assert second.returncode == 0, second.stderr
         assert second.stderr.count("is done: nothing to train") == 3

@@ -226,3 +226,10 @@ def test_ray_comes_up_on_this_machine_only_and_leaves_nothing_behind() -> None:
     assert time.monotonic() - start < 30
     assert not [process for process in family if process.is_running()]
     shutil.rmtree(local_services._ray_folder())
+
+
+def test_a_disk_that_is_too_small_is_told_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("LOTLIP_HOME", str(tmp_path / "not" / "yet" / "there"))
+    local_services.require_disk(1)
+    with pytest.raises(DataError, match=r"GB of disk left.*set LOTLIP_HOME to a folder elsewhere"):
+        local_services.require_disk(10**18)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -185,6 +186,38 @@ def test_features_are_refused_where_the_tower_learns_or_images_vary(data: Path, 
             run(values(data, tmp_path, data__features="/kept", **changes))
 
 
+def workers() -> list[psutil.Process]:
+    """The training workers of this module's Ray."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_an_interrupt_ends_the_workers_even_where_ray_goes_on(data: Path, tmp_path: Path):
+    run_ids: list[str] = []
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["kind"] == "started":
+            run_ids.append(event["run_id"])
+        if event["kind"] == "step":
+            raise KeyboardInterrupt
+
+    changes = {"train__num_samples": 12_800, "tracking__registered_model": ""}
+    config = build_config(TrainConfig, values(data, tmp_path, **changes))
+    whole = ray.available_resources()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, interrupt)
+    assert mlflow_run(run_ids[0]).info.status == "KILLED"
+    deadline = time.monotonic() + 30
+    while ray.available_resources()["CPU"] != whole["CPU"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == whole["CPU"]
+    assert not workers()
+
+
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_path: Path):
     changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 512}
     undisturbed, _ = run(values(data, tmp_path / "a", **changes))
@@ -195,12 +228,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_
         if event["kind"] == "note":
             notes.append(event["text"])
         if event["kind"] == "saved" and event["step"] >= 6 and not killed:
-            workers = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(process.cmdline())
-            ]
-            youngest = max(workers, key=lambda process: process.create_time())
+            youngest = max(workers(), key=lambda process: process.create_time())
             killed.append(youngest.pid)
             youngest.kill()
 
@@ -220,6 +248,8 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
     for name, broken in {"few": (5,), "many": tuple(range(0, 256, 8))}.items():
         store = open_store(f"s3://lotlip-train/{name}")
         write_scenes(store, num=256, start=0, broken=broken)
+    whole = store.read(shard_name(3))
+    store.write(shard_name(3), whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
     changes = {
         "tracking__registered_model": "",
         "eval__data": "",
@@ -240,7 +270,9 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
     failed = client.search_runs(["1"], "attributes.run_name = 'many'")[0]
     assert failed.info.status == "FAILED"
     listed = open_store("s3://lotlip-train/runs/many").read("bad_samples.jsonl").splitlines()
-    assert len(listed) > 2
+    reasons = {json.loads(line)["reason"] for line in listed}
+    assert "image does not decode: it is of no known format" in reasons
+    assert any("samples, its manifest says 64" in reason for reason in reasons)
 
 
 def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from lotlip.captions import CaptionConfig
-from lotlip.data.features import feature_set_name, read_feature, write_feature_shard
-from lotlip.data.manifest import Manifest, read_manifest, write_manifest
+from lotlip.data.features import read_feature, tower_digest, write_feature_shard
+from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
 from lotlip.data.order import OrderConfig
 from lotlip.data.pipeline import Source, batches
 from lotlip.data.sample import FEATURE_SUFFIX, Sample
@@ -86,29 +88,67 @@ def test_a_sample_that_cannot_be_used_keeps_its_place_and_its_reason(
     assert read_feature(first.image).dtype == np.float32
 
 
-def test_a_damaged_shard_gives_no_features(
-    scene_store: FolderStore, tower: ImageTower, tmp_path: Path
+def test_what_a_torn_shard_lost_is_told_and_the_rest_trains_in_its_place(
+    scene_store: FolderStore, scene_tokenizer: Tokenizer, tower: ImageTower, tmp_path: Path
 ):
     shutil.copytree(scene_store.root, tmp_path / "data")
-    store = FolderStore(tmp_path / "data")
-    shard = replace(read_manifest(store).shards[0], num_samples=59)
+    path = tmp_path / "data" / shard_name(4)
+    content = path.read_bytes()
+    kept = len(content) * 7 // 8
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
+    torn = FolderStore(tmp_path / "data")
+    found = []
+    for store in (torn, features_of(torn, tmp_path / "features", tower)):
+        source = source_of(store, scene_tokenizer)
+        epoch = list(batches(source, epoch=0, start_step=0, streams=range(4)))
+        keys = [key for batch in epoch for key in batch.keys]
+        bad = sorted({(b.shard, b.index) for batch in epoch for b in batch.bad})
+        reasons = {b.reason for batch in epoch for b in batch.bad}
+        found.append((keys, bad, reasons))
+    of_pixels, of_features = found
+    assert of_features[:2] == of_pixels[:2]
+    assert len(of_features[1]) > 5
+    assert of_features[2] == of_pixels[2]
+
+
+def test_a_missing_shard_gives_no_features(
+    scene_store: FolderStore, tower: ImageTower, tmp_path: Path
+):
+    shard = replace(read_manifest(scene_store).shards[0], name="shard-000099.tar")
     target = FolderStore(tmp_path / "features")
-    with pytest.raises(DataError, match="its manifest says 59"):
-        write_feature_shard(store, shard, target, tower)
+    with pytest.raises(DataError, match=r"shard-000099\.tar does not exist"):
+        write_feature_shard(scene_store, shard, target, tower)
     assert target.list() == []
 
 
-def test_the_name_tells_weights_preprocessing_and_data_apart(scene_store: FolderStore):
-    manifest, config = read_manifest(scene_store), PRESETS["tiny"].image
+def test_a_key_that_is_no_text_is_a_bad_sample_like_any_other(tower: ImageTower, tmp_path: Path):
+    store = FolderStore(tmp_path)
+    (tmp_path / "raw.tar").write_bytes(latin_1_tar())
+    shard = Shard(name="raw.tar", num_samples=1, num_bytes=10240, sha256="")
+    write_feature_shard(store, shard, FolderStore(tmp_path / "features"), tower)
 
-    def name(config=config, manifest=manifest, seed=0) -> str:
+
+def latin_1_tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", encoding="latin-1", format=tarfile.GNU_FORMAT
+    ) as tar:
+        for name in ("caf\xe9.jpg", "caf\xe9.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"bad"))
+    return buffer.getvalue()
+
+
+def test_the_digest_tells_weights_and_preprocessing_apart():
+    config = PRESETS["tiny"].image
+
+    def digest(config=config, seed=0) -> str:
         torch.manual_seed(seed)
-        return feature_set_name(ImageTower(config), manifest)
+        return tower_digest(ImageTower(config))
 
-    assert name() == name(config=replace(config, locked_layers=-1))
-    other = Manifest(shards=manifest.shards[:-1])
-    names = {name(), name(seed=1), name(manifest=other), name(config=replace(config, num_heads=1))}
-    assert len(names) == 4
+    assert digest() == digest(config=replace(config, locked_layers=-1))
+    assert len({digest(), digest(seed=1), digest(config=replace(config, num_heads=1))}) == 3
 
 
 def test_a_written_shard_is_described_as_its_writer_did(scene_store: FolderStore):
