@@ -14,26 +14,12 @@ import ray
 
 from lotlip.evaluate.figures import curves
 from lotlip_platform import tracking
+from lotlip_platform.mailbox import Event
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.train_config import TrainConfig
 
-Event = dict[str, Any]
 Watch = Callable[[Event], None]
 """Sees every event; for a display."""
-
-
-class Mailbox:
-    """An actor that holds what the workers have told and the driver not yet read."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
 
 class Listener:

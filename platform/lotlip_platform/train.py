@@ -32,8 +32,9 @@ from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set
 from lotlip_platform.fit import fit
 from lotlip_platform.lineage import code_tags
-from lotlip_platform.listener import Listener, Mailbox, Watch
+from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.local_services import home
+from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig

@@ -1,0 +1,25 @@
+"""Where the workers of a run leave what they tell, until the driver reads it.
+
+A module of its own, since the actor's process imports all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Event = dict[str, Any]
+"""Of the kinds that `listener` lists."""
+
+
+class Mailbox:
+    """An actor that holds what the workers have told and the driver not yet read."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
