@@ -64,15 +64,12 @@ def write_feature_shard(source: Store, shard: Shard, target: Store, tower: Image
 
 def _whole(source: Store, shard: Shard) -> Iterator[RawSample]:
     """As many samples as the manifest says; those that a damage took tell so."""
-    num_read = 0
-    try:
-        for raw in islice(read_shard(source, shard), shard.num_samples):
-            yield raw
-            num_read += 1
-    except DamagedShardError as error:
-        reason = str(error).encode(errors="backslashreplace")
-        for place in range(num_read, shard.num_samples):
+    for place, raw in enumerate(read_shard(source, shard)):
+        if isinstance(raw, DamagedShardError):
+            reason = str(raw).encode(errors="backslashreplace")
             yield {"__key__": f"lost-{place:08d}", UNREADABLE: reason}
+        else:
+            yield raw
 
 
 def read_feature(encoded: bytes) -> np.ndarray:

@@ -17,6 +17,9 @@ from lotlip.errors import DataError
 
 NAME = "manifest.json"
 _FORMAT = "lotlip-shards-v1"
+SEEK_EVERY = 128
+"""Samples between two offsets that a manifest knows: what reading from the middle may read and
+not need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,25 @@ class Shard:
     num_samples: int
     num_bytes: int
     sha256: str
+    offsets: tuple[int, ...] = ()
+    """Where samples 0, SEEK_EVERY, 2 SEEK_EVERY, ... begin, in bytes. Without them, reading from
+    the middle reads from the start."""
+
+    def __post_init__(self) -> None:
+        if self.offsets and len(self.offsets) != -(-self.num_samples // SEEK_EVERY):
+            raise ValueError(f"{self.name} needs an offset every {SEEK_EVERY} samples, or none")
+
+    def part(self, sample: int) -> tuple[range, range]:
+        """Of the part between two known offsets that holds a sample: its samples, its bytes."""
+        if not self.offsets:
+            return range(self.num_samples), range(self.num_bytes)
+        place = sample // SEEK_EVERY
+        end = (*self.offsets, self.num_bytes)[place + 1]
+        first = place * SEEK_EVERY
+        return (
+            range(first, min(first + SEEK_EVERY, self.num_samples)),
+            range(self.offsets[place], end),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +85,14 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
         "num_bytes": manifest.num_bytes,
         "captions": manifest.captions,
         "made_by": manifest.made_by,
-        "shards": [asdict(shard) for shard in manifest.shards],
     }
-    store.write(NAME, json.dumps(content, indent=1).encode())
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    shards = ",\n".join(f"  {json.dumps(asdict(shard))}" for shard in manifest.shards)
+    store.write(NAME, f'{head},\n "shards": [\n{shards}\n ]\n}}\n'.encode())
+
+
+def _shard(entry: Mapping[str, Any]) -> Shard:
+    return Shard(**{**entry, "offsets": tuple(entry.get("offsets", ()))})
 
 
 FEATURES_OF = "features_of"
@@ -91,7 +118,7 @@ def read_manifest(store: Store, *, of_features: bool = False) -> Manifest:
                 f"{_FORMAT!r}: write the data set again or take the matching version"
             )
         manifest = Manifest(
-            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            shards=tuple(_shard(entry) for entry in content["shards"]),
             captions=content["captions"],
             made_by=content["made_by"],
         )

@@ -1,10 +1,10 @@
 """Which sample stands where: a pure function of (seed, epoch, position) and the manifest.
 
 An epoch goes through the shards in an order drawn anew. Laid end to end, their samples are cut
-into `num_streams` canonical streams of equal length; each stream is shuffled within blocks, and a
-global batch takes equally from every stream, stream by stream. W workers share the streams
-between them. So neither the number of workers nor that of their loader processes changes a global
-batch, and reading stays sequential.
+into `num_streams` canonical streams of equal length; each stream is shuffled within a window that
+slides along it, and a global batch takes equally from every stream, stream by stream. W workers
+share the streams between them. So neither the number of workers nor that of their loader processes
+changes a global batch, reading stays sequential, and each batch reads about as much as it uses.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from lotlip.data.manifest import Manifest
 from lotlip.errors import ConfigError
 
-_SHARDS, _BLOCK, _SAMPLE = range(3)  # what a random generator is drawn for
+_SHARDS, _SHUFFLE, _SAMPLE = range(3)  # what a random generator is drawn for
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrderConfig:
     """The order of the samples."""
 
-    num_streams: int = 8
+    num_streams: int = 16
     """Canonical streams an epoch is cut into; the numbers of workers that can train are its
     divisors. More streams mix more shards into a batch."""
-    shuffle_block: int = 1024
-    """Most samples of a stream that are shuffled together; a worker holds this many undecoded
-    samples in memory for each of its streams."""
+    shuffle_window: int = 1024
+    """A sample of a stream comes at most so many places before or behind where it lies; a worker
+    holds about half as many undecoded samples in memory for each of its streams."""
 
     def __post_init__(self) -> None:
-        for name in ("num_streams", "shuffle_block"):
+        for name in ("num_streams", "shuffle_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.order.{name}={getattr(self, name)} must be 1 or more")
 
@@ -81,25 +81,43 @@ class EpochOrder:
                 return
             yield Span(int(self._shards[place]), max(start, begin) - begin, min(stop, end) - begin)
 
-    def num_blocks(self) -> int:
-        return -(-self.stream_length // self.config.shuffle_block)
+    def num_rounds(self) -> int:
+        """Into how many rounds the shuffled order of a stream falls, see `round`."""
+        return -(-self.stream_length // self.config.shuffle_window) + 1
 
-    def places(self, index: int) -> range:
-        """The places of a stream that block `index` holds.
+    def round(self, stream: int, index: int) -> tuple[int, np.ndarray]:
+        """Round `index` of a stream's shuffled order: its first place, and its samples in order.
 
-        Blocks are as even as can be: a bad sample in a short last one might find no replacement.
+        Samples are numbered as the stream reads them. Sample n gets the key n + window * u, with u
+        drawn from [0, 1), and the keys' order is that of the stream: so no sample is given out
+        more than a window before or behind where it lies. A round is the keys in
+        [index * window, (index + 1) * window). It is made of two windows' samples only.
         """
-        num_blocks = self.num_blocks()
-        return range(
-            index * self.stream_length // num_blocks,
-            (index + 1) * self.stream_length // num_blocks,
-        )
+        before, now = self._keys(stream, index - 1), self._keys(stream, index)
+        start, end = index * self.config.shuffle_window, (index + 1) * self.config.shuffle_window
+        earlier = max(0, start - self.config.shuffle_window)
+        first = min(earlier, self.stream_length) + int(np.count_nonzero(before < start))
+        numbers = np.arange(earlier, earlier + len(before) + len(now))
+        keys = np.concatenate([before, now])
+        inside = (keys >= start) & (keys < end)
+        return first, numbers[inside][np.argsort(keys[inside], kind="stable")]
 
-    def block(self, stream: int, index: int) -> tuple[list[Span], np.ndarray]:
-        """What block `index` of a stream reads, and the order in which it gives that out."""
-        places, first = self.places(index), stream * self.stream_length
-        permutation = self._rng(_BLOCK, stream, index).permutation(len(places))
-        return list(self.spans(first + places.start, first + places.stop)), permutation
+    def round_of(self, stream: int, place: int) -> int:
+        """The round in which a place of the stream lies."""
+        index = place // self.config.shuffle_window
+        return index if place < self.round(stream, index + 1)[0] else index + 1
+
+    def at(self, stream: int, place: int) -> int:
+        """The number of the sample at a place of the shuffled stream."""
+        first, numbers = self.round(stream, self.round_of(stream, place))
+        return int(numbers[place - first])
+
+    def _keys(self, stream: int, index: int) -> np.ndarray:
+        """The keys of the samples in window `index`; the last window may be cut, or empty."""
+        window = self.config.shuffle_window
+        start = max(0, index * window)
+        numbers = np.arange(start, min((index + 1) * window, self.stream_length))
+        return numbers + window * self._rng(_SHUFFLE, stream, index + 1).random(len(numbers))
 
     def position(self, stream: int, place: int) -> int:
         """The position in the epoch of a stream's sample `place`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lotlip.captions import CaptionConfig, draw_captions
 from lotlip.data.features import read_feature
 from lotlip.data.manifest import Manifest
-from lotlip.data.order import EpochOrder, OrderConfig, Span
+from lotlip.data.order import EpochOrder, OrderConfig
 from lotlip.data.prefetch import prefetched
 from lotlip.data.sample import FEATURE_SUFFIX, from_members
 from lotlip.data.shards import DamagedShardError, RawSample, read_shard
@@ -29,6 +29,7 @@ from lotlip.images import AugmentConfig, decode, random_crop
 from lotlip.tokenizer import Tokenizer
 
 _PREFETCHED_BATCHES = 4
+_MOST_SUBSTITUTES = 64  # tried for one bad sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class DataConfig:
     Empty: training reads pixels."""
     max_bad_fraction: float = 0.001
     """Share of an epoch's samples that may be unreadable before the run stops. Each one is
-    recorded, and its place is taken by another sample of the same block."""
+    recorded, and its place is taken by another sample of the epoch."""
 
     def __post_init__(self) -> None:
         if self.num_loader_processes < 0:
@@ -181,42 +182,73 @@ class _Prepared:
 
 def _prepared(source: Source, order: EpochOrder, stream: int, start: int) -> Iterator[_Prepared]:
     """The samples of a stream from its place `start` on, decoded, with drawn captions."""
-    cursor = _Cursor(source.store, source.manifest)
-    for index in range(order.num_blocks()):
-        places = order.places(index)
-        if places.stop <= start:
-            continue
-        spans, permutation = order.block(stream, index)
-        read = [item for span in spans for item in cursor.read(span)]
-        block = [read[number] for number in permutation]
-        for place in range(max(start, places.start), places.stop):
-            rng = order.sample_rng(order.position(stream, place))
-            yield _prepare_slot(source, block, place - places.start, rng)
-
-
-def _prepare_slot(
-    source: Source, block: list[_Read], slot: int, rng: np.random.Generator
-) -> _Prepared:
-    """The sample in a slot; for a bad one, the next good one from half a block away.
-
-    Half a block away is far enough that the two don't meet in a batch as false negatives.
-    """
-    bad: list[BadSample] = []
-    others = range(slot + len(block) // 2, slot + len(block) // 2 + len(block))
-    for place in (slot, *others):
-        read = block[place % len(block)]
+    for place, read in _shuffled(source, order, stream, start):
+        rng = order.sample_rng(order.position(stream, place))
         try:
-            return _prepare(source, read, rng, tuple(bad[:1]))
+            yield _prepare(source, read, rng)
         except DataError as error:
-            bad.append(BadSample(read.shard, read.index, str(error)))
+            bad = BadSample(read.shard, read.index, str(error))
+            yield _substitute(source, order, stream, place, bad)
+
+
+def _shuffled(
+    source: Source, order: EpochOrder, stream: int, start: int
+) -> Iterator[tuple[int, _Read]]:
+    """The places of a stream from `start` on with their samples, read in the order of the tars."""
+    begin = order.round_of(stream, start)
+    given_out: set[int] = set(order.round(stream, begin - 1)[1]) if begin else set()
+    first, numbers = order.round(stream, begin)
+    given_out |= set(numbers[: start - first])
+    _, later = order.round(stream, begin + 1)
+    number = int(min([*numbers[start - first :], *later]))
+    reading = _from(source, order, stream, number)
+    held: dict[int, _Read] = {}
+    for index in range(begin, order.num_rounds()):
+        first, numbers = order.round(stream, index)
+        for place in range(max(first, start), first + len(numbers)):
+            wanted = int(numbers[place - first])
+            while number <= wanted:
+                held[number] = next(reading)
+                if number in given_out:
+                    del held[number]
+                number += 1
+            yield place, held.pop(wanted)
+
+
+def _from(source: Source, order: EpochOrder, stream: int, number: int) -> Iterator[_Read]:
+    """The samples of a stream as they lie, from one of them on."""
+    begin = stream * order.stream_length
+    for span in order.spans(begin + number, begin + order.stream_length):
+        shard = source.manifest.shards[span.shard]
+        places = range(span.start, span.stop)
+        raw = read_shard(source.store, shard, start=span.start)
+        for index, members in zip(places, raw, strict=False):
+            yield _Read(shard.name, index, members)
+
+
+def _substitute(
+    source: Source, order: EpochOrder, stream: int, place: int, bad: BadSample
+) -> _Prepared:
+    """What takes the place of a bad sample: a good one from half an epoch away.
+
+    It is read for this alone, which takes a moment; the rule doesn't depend on who reads, or when.
+    """
+    rng = order.sample_rng(order.position(stream, place))
+    half = place + order.stream_length // 2
+    for other in range(half, half + min(order.stream_length, _MOST_SUBSTITUTES)):
+        number = order.at(stream, other % order.stream_length)
+        read = next(_from(source, order, stream, number))
+        try:
+            good = _prepare(source, read, rng)
+        except DataError:
+            continue  # recorded where it has its own place
+        return replace(good, bad=(bad,))
     raise DataError(
-        f"no readable sample in a whole block; the first: {bad[0].shard}: {bad[0].reason}"
+        f"{bad.shard}[{bad.index}]: {bad.reason}; nor is any of {_MOST_SUBSTITUTES} others readable"
     )
 
 
-def _prepare(
-    source: Source, read: _Read, rng: np.random.Generator, bad: tuple[BadSample, ...]
-) -> _Prepared:
+def _prepare(source: Source, read: _Read, rng: np.random.Generator) -> _Prepared:
     if isinstance(read.raw, DamagedShardError):
         raise DataError(str(read.raw))  # anew: a stored error would gather tracebacks
     sample = from_members(read.raw)
@@ -224,7 +256,7 @@ def _prepare(
         image = read_feature(sample.image)
     else:
         image = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
-    return _Prepared(image, draw_captions(sample, source.captions, rng), sample.key, bad)
+    return _Prepared(image, draw_captions(sample, source.captions, rng), sample.key, ())
 
 
 @dataclass(frozen=True)
@@ -232,31 +264,6 @@ class _Read:
     shard: str
     index: int
     raw: RawSample | DamagedShardError
-
-
-class _Cursor:
-    """Reads spans of shards; a span that continues where the last one ended costs no new start."""
-
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store, self._manifest = store, manifest
-        self._shard, self._next = -1, 0
-        self._samples: Iterator[RawSample] = iter(())
-
-    def read(self, span: Span) -> list[_Read]:
-        shard = self._manifest.shards[span.shard]
-        if span.shard != self._shard or span.start < self._next:
-            self._shard, self._next = span.shard, 0
-            self._samples = read_shard(self._store, shard)
-        read: list[_Read] = []
-        try:
-            for raw in islice(self._samples, span.start - self._next, span.stop - self._next):
-                read.append(_Read(shard.name, span.start + len(read), raw))
-        except DamagedShardError as error:
-            self._shard = -1
-            lost = range(span.start + len(read), span.stop)
-            read += [_Read(shard.name, index, error) for index in lost]
-        self._next = span.stop
-        return read
 
 
 def _collated(tokenizer: Tokenizer, prepared: list[_Prepared]) -> Batch:

@@ -6,13 +6,14 @@ import hashlib
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 from webdataset.writer import TarWriter
 
-from lotlip.data.manifest import Manifest, Shard, write_manifest
+from lotlip.data.manifest import SEEK_EVERY, Manifest, Shard, write_manifest
 from lotlip.data.sample import Sample, from_members, to_members
 from lotlip.data.store import Store
 from lotlip.errors import DataError
@@ -55,19 +56,53 @@ def write_members(store: Store, name: str, samples: Iterable[RawSample]) -> Shar
                 f"cannot write {path}: {error.strerror or error}; free some space, or set TMPDIR "
                 "to a folder elsewhere"
             ) from error
-        store.write_file(name, path)
         with path.open("rb") as file:
-            return described(file, name, num_samples)
+            shard = described(file, name)
+        if shard.num_samples != num_samples:
+            raise DataError(
+                f"{name}: of {num_samples} samples only {shard.num_samples} could be told apart: "
+                "neighbours share their key; rename them"
+            )
+        store.write_file(name, path)
+        return shard
 
 
-def described(file: BinaryIO, name: str, num_samples: int) -> Shard:
-    """The manifest's entry of a written shard."""
-    sha256 = hashlib.sha256()
-    num_bytes = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        sha256.update(chunk)
-        num_bytes += len(chunk)
-    return Shard(name=name, num_samples=num_samples, num_bytes=num_bytes, sha256=sha256.hexdigest())
+def described(file: BinaryIO, name: str) -> Shard:
+    """The manifest's entry of a written shard. Raises: DamagedShardError if it isn't a tar."""
+    hashed = _Hashed(file)
+    num_samples, offsets, last = 0, [], None
+    try:
+        with tarfile.open(fileobj=hashed, mode="r|") as tar:  # type: ignore[call-overload]
+            for member in tar:
+                key, _ = base_plus_ext(member.name)
+                if key != last:
+                    if num_samples % SEEK_EVERY == 0:
+                        offsets.append(member.offset)
+                    num_samples, last = num_samples + 1, key
+    except tarfile.TarError as error:
+        raise DamagedShardError(f"{name} is damaged: {error}") from error
+    while hashed.read(_CHUNK_BYTES):
+        pass  # behind the end of the archive
+    return Shard(
+        name=name,
+        num_samples=num_samples,
+        num_bytes=hashed.num_bytes,
+        sha256=hashed.sha256.hexdigest(),
+        offsets=tuple(offsets),
+    )
+
+
+class _Hashed:
+    """A file that hashes and counts what is read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.num_bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def read(self, num_bytes: int) -> bytes:
+        chunk = self.file.read(num_bytes)
+        self.num_bytes += len(chunk)
+        self.sha256.update(chunk)
+        return chunk
 
 
 class CaptionCount:
@@ -113,39 +148,83 @@ def write_dataset(
     return manifest
 
 
-def read_shard(store: Store, shard: Shard) -> Iterator[RawSample]:
-    """The samples of a shard in their order, undecoded.
+def read_shard(
+    store: Store, shard: Shard, *, start: int = 0
+) -> Iterator[RawSample | DamagedShardError]:
+    """One item for each sample from number `start` on: its members, or the damage that took it.
 
-    Samples before a damage are yielded, but perhaps the one just before it.
+    A damage takes the samples from there, perhaps the one just before it, too, to the next offset
+    that the manifest knows. What a sample is doesn't depend on where reading started.
 
-    Raises: DamagedShardError if the tar is torn or holds another number of samples than its
-    manifest says, DataError if it is missing, changed or unreadable.
+    Raises: DataError if the shard is missing, changed or unreadable.
     """
-    num_read = 0
-    with store.open(shard.name, num_bytes=shard.num_bytes) as stream:
-        for raw in _members(stream, f"{store.uri}/{shard.name}"):
-            num_read += 1
-            if num_read > shard.num_samples:
-                break
-            yield raw
-    if num_read != shard.num_samples:
-        raise DamagedShardError(
-            f"{store.uri}/{shard.name} holds {'more than ' * (num_read > shard.num_samples)}"
-            f"{min(num_read, shard.num_samples)} samples, its manifest says {shard.num_samples}"
-        )
+    where, number = f"{store.uri}/{shard.name}", start
+    _, from_byte = shard.part(start)
+    with store.open(shard.name, num_bytes=shard.num_bytes, start=from_byte.start) as stream:
+        while number < shard.num_samples:
+            samples, extent = shard.part(number)
+            part = _Part(stream, len(extent))
+            yield from islice(_exactly(samples, part, where), number - samples.start, None)
+            part.skip()
+            number = samples.stop
 
 
 def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
     """All samples of a data set in their order. Raises: DataError at the first bad one."""
     for shard in manifest.shards:
         for raw in read_shard(store, shard):
+            if isinstance(raw, DamagedShardError):
+                raise raw
             try:
                 yield from_members(raw)
             except DataError as error:
                 raise DataError(f"{store.uri}/{shard.name}: {error}") from error
 
 
-def _members(stream: BinaryIO, where: str) -> Iterator[RawSample]:
+class _Part:
+    """The next so many bytes of a stream, as a file."""
+
+    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
+        self._stream, self._left = stream, num_bytes
+
+    def read(self, num_bytes: int) -> bytes:
+        chunk = self._stream.read(min(num_bytes, self._left))
+        self._left -= len(chunk)
+        return chunk
+
+    def skip(self) -> None:
+        while self.read(_CHUNK_BYTES):
+            pass
+
+
+def _exactly(samples: range, part: _Part, where: str) -> Iterator[RawSample | DamagedShardError]:
+    """The samples of a part of a shard, as many as its manifest says: the rest are damage."""
+    of, count = f" from sample {samples.start} on" if samples.start else "", len(samples)
+    num_read, held, damage = 0, None, None
+    try:
+        for raw in _members(part, where):
+            num_read += 1
+            if num_read > count:
+                break
+            if held is not None:
+                yield held
+            held = raw
+    except DamagedShardError as error:
+        damage = error
+    if num_read > count:
+        # Which of them is the one too many can't be known; the last must stand for it.
+        held = None
+        num_read, found = count - 1, f"more than {count}"
+    else:
+        found = str(num_read)
+    if held is not None:
+        yield held
+    says = f"{where} holds {found} samples{of}, its manifest says {count}"
+    for _ in range(num_read, count):
+        yield damage or DamagedShardError(says)
+
+
+def _members(stream: _Part, where: str) -> Iterator[RawSample]:
     try:
         # It takes any stream, whatever its annotation says.
         files = tar_file_iterator(stream, handler=_reraise)  # type: ignore[arg-type]

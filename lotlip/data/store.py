@@ -25,8 +25,8 @@ class Store(Protocol):
         """The address of the store, without a trailing slash."""
         ...
 
-    def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
-        """Open an object for sequential reading.
+    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+        """Open an object for sequential reading from byte `start` on.
 
         `num_bytes` is the size the reader relies on. Raises: DataError if the object is missing
         or its size differs.
@@ -70,7 +70,7 @@ class FolderStore:
     def uri(self) -> str:
         return str(self.root)
 
-    def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
+    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
         path = self._path(name)
         try:
             file = path.open("rb")
@@ -83,6 +83,7 @@ class FolderStore:
                 f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? "
                 "Copy it again"
             )
+        file.seek(start)
         return file
 
     def read(self, name: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Shard, read_manifest
 from lotlip.data.sample import from_members
-from lotlip.data.shards import read_shard
+from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import FolderStore, Store
 from lotlip.errors import DataError
 from lotlip.images import decode
@@ -83,15 +83,15 @@ def _check_shard(store: Store, shard: Shard, on_sample: Callable[[int], None]) -
                 f"{shard.name} has sha256 {sha256[:12]}.., expected {shard.sha256[:12]}.."
             )
         num_samples = 0
-        here = FolderStore(folder)
-        try:
-            for raw in read_shard(here, replace(shard, num_bytes=num_bytes)):
-                problems += _check_sample(raw, f"{shard.name} sample {num_samples}")
+        here, told = FolderStore(folder), ""
+        for place, raw in enumerate(read_shard(here, replace(shard, num_bytes=num_bytes))):
+            if not isinstance(raw, DamagedShardError):
+                problems += _check_sample(raw, f"{shard.name} sample {place}")
                 num_samples += 1
-                on_sample(min(num_samples, shard.num_samples))
-        except DataError as error:
-            what = str(error).removeprefix(f"{here.uri}/")
-            problems.append(f"{what} (at sample {num_samples})")
+            elif str(raw) != told:  # one damage takes many samples
+                told = str(raw)
+                problems.append(f"{told.removeprefix(f'{here.uri}/')} (at sample {place})")
+            on_sample(place + 1)
         return CheckResult(1, num_samples, num_bytes, problems)
 
 

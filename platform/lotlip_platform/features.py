@@ -85,5 +85,5 @@ def _write(
     target = open_store(kept_in)
     if target.exists(shard.name):  # of an earlier run: objects are written wholly or not at all
         with target.open(shard.name) as file:
-            return described(file, shard.name, shard.num_samples)
+            return described(file, shard.name)
     return write_feature_shard(open_store(data), shard, target, tower.to(device).eval())

@@ -66,14 +66,16 @@ class ObjectSource(Protocol):
 class ResumingReader(io.RawIOBase):
     """A raw stream over an `ObjectSource`. Not for use by several threads at once."""
 
-    def __init__(self, source: ObjectSource, *, num_bytes: int | None = None) -> None:
-        """`num_bytes` is the size the caller relies on.
+    def __init__(
+        self, source: ObjectSource, *, num_bytes: int | None = None, start: int = 0
+    ) -> None:
+        """`num_bytes` is the size the caller relies on, `start` the first byte it wants.
 
         Raises: DataError if it differs or the object cannot be reached.
         """
         super().__init__()
         self._source = source
-        self._position = 0
+        self._position = start
         self._fruitless = 0
         self._body: Body | None = None
         self._version = self._insist(source.stat)

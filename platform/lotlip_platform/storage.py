@@ -90,11 +90,11 @@ class S3Store:
     def uri(self) -> str:
         return Place(self.bucket, self.prefix).uri
 
-    def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
+    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
         place = self._place(name)
         # The reader retries by itself, from where it stands.
         client = self._clients.get(place, attempts=1)
-        reader = ResumingReader(S3Object(client, place), num_bytes=num_bytes)
+        reader = ResumingReader(S3Object(client, place), num_bytes=num_bytes, start=start)
         return cast(BinaryIO, io.BufferedReader(reader, BUFFER_BYTES))
 
     def read(self, name: str) -> bytes:

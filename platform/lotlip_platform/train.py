@@ -152,10 +152,10 @@ def _captions(store: Store, manifest: Manifest, num_samples: int) -> Iterator[st
     """The captions of the first samples. Bad ones are passed over: the pipeline records them."""
     left = num_samples
     for shard in manifest.shards:
-        with contextlib.suppress(DamagedShardError):
-            for raw in islice(read_shard(store, shard), left):
-                left -= 1
-                with contextlib.suppress(DataError):
+        for raw in islice(read_shard(store, shard), left):
+            left -= 1
+            with contextlib.suppress(DataError):
+                if not isinstance(raw, DamagedShardError):
                     sample = from_members(raw)
                     yield from (sample.short, *sample.long.values())
         if left == 0:

@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import order as order_of_samples
 import torch
 import webdataset as wds
 from PIL import Image
@@ -63,7 +64,8 @@ def main() -> None:
             loader(store, manifest, texts),
             features(store, manifest, texts),
         ]
-    write_report(rows)
+        late, early = order_of_samples.seek(texts, REPEATS)
+    write_report(rows, order_of_samples.mixing(), late, early)
 
 
 def learnt_tokenizer(texts: list[str], context_length: int, vocab_size: int) -> Tokenizer:
@@ -112,7 +114,7 @@ def loader(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
         tokenizer=tokenizer,
         captions=CaptionConfig(),
         augment=AugmentConfig(),
-        order=OrderConfig(num_streams=4, shuffle_block=256),
+        order=OrderConfig(num_streams=4, shuffle_window=256),
         image_size_px=96,
         global_batch=BATCH,
         seed=0,
@@ -169,7 +171,7 @@ def features(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
             tokenizer=tokenizer,
             captions=CaptionConfig(),
             augment=AugmentConfig(min_crop_area=1.0),
-            order=OrderConfig(num_streams=4, shuffle_block=256),
+            order=OrderConfig(num_streams=4, shuffle_window=256),
             image_size_px=96,
             global_batch=BATCH,
             seed=0,
@@ -198,7 +200,9 @@ def medians(*competitors: Callable[[], object]) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def write_report(rows: list[Row]) -> None:
+def write_report(
+    rows: list[Row], mixing: list[tuple[str, float, float]], late: float, early: float
+) -> None:
     lines = [
         "# Benchmarks",
         "",
@@ -212,6 +216,22 @@ def write_report(rows: list[Row]) -> None:
         f"| {what} | {yardstick} | {ours:.3f} | {theirs:.3f} | {theirs / ours:.2f}x |"
         for what, yardstick, ours, theirs in rows
     ]
+    lines += [
+        "",
+        "## The order of the samples",
+        "",
+        f"The first batch of 128 is there {late:.2f} s after a start at sample 10,000,000 of",
+        f"11,000,000, and {early:.2f} s after one at sample 0: scenes of 96 px in local shards of",
+        f"10,000, all 16 streams read by one process; medians of {REPEATS}.",
+        "",
+        "How well the order mixes, counted over an epoch of 1,000 shards of 1,000 samples each, in",
+        "batches of 1,024. Neighbours of a sample are those within 100 places of it in its shard:",
+        "scraped sets have related images there, false negatives if they meet in a batch.",
+        "",
+        "| order | shards in a batch | neighbours met, a sample |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {who} | {shards:.0f} | {met:.2f} |" for who, shards, met in mixing]
     print("\n".join(lines))
     REPORT.write_text("\n".join(lines) + "\n")
 

@@ -175,7 +175,7 @@ def test_the_console_command_ends_with_the_exit_code_and_one_line() -> None:
         ("name=../up", "name='../up' must be made of"),
         ("captions.captioners=[nobody]", "no long captions by nobody; it has: scenes"),
         ("train.global_batch=64", "train.global_batch=64 is more than the data set has"),
-        ("train.global_batch=12", "must be a multiple of data.order.num_streams=8"),
+        ("train.global_batch=12", "must be a multiple of data.order.num_streams=16"),
         ("cluster.num_workers=3", "num_streams"),
         ("cluster.num_workers=0", "cluster.num_workers=0"),
     ],

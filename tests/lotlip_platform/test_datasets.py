@@ -210,7 +210,7 @@ def test_wrong_counts_missing_and_unlisted_objects_are_listed(tmp_path):
     (tmp_path / second.name).unlink()
     (tmp_path / "notes.txt").write_text("hello")
     assert check(store.uri, quiet).problems == [
-        "shard-000000.tar holds more than 5 samples, its manifest says 5 (at sample 5)",
+        "shard-000000.tar holds more than 5 samples, its manifest says 5 (at sample 4)",
         "shard-000001.tar is missing",
         "notes.txt is not in the manifest: remove it if it is not needed",
     ]

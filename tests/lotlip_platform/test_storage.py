@@ -113,6 +113,15 @@ def test_an_unexpected_size_is_an_error(store: S3Store) -> None:
         store.open("x", num_bytes=len(DATA) + 1)
 
 
+def test_a_read_from_the_middle_is_resumed_as_well(
+    store: S3Store, faulty, short_pauses: None
+) -> None:
+    store.write("x", DATA)
+    faulty(first_reads("reset", "truncate"))
+    with open_store(store.uri).open("x", num_bytes=len(DATA), start=300_001) as file:
+        assert file.read() == DATA[300_001:]
+
+
 @pytest.mark.parametrize(
     "faults",
     [

@@ -72,7 +72,7 @@ def values(data: Path, store: str | Path, **changes: Any) -> dict[str, Any]:
         "name": "tiny",
         "store": str(store),
         "model": {"preset": "tiny"},
-        "data": {"train": str(data / "train"), "order": {"shuffle_block": 16}},
+        "data": {"train": str(data / "train"), "order": {"shuffle_window": 16}},
         "train": {
             "num_samples": 256,
             "global_batch": 32,

@@ -14,7 +14,7 @@ from lotlip.errors import DataError
 
 SHARDS = (
     Shard(name="shard-000000.tar", num_samples=3, num_bytes=10240, sha256="a" * 64),
-    Shard(name="shard-000001.tar", num_samples=4, num_bytes=20480, sha256="b" * 64),
+    Shard(name="shard-000001.tar", num_samples=4, num_bytes=20480, sha256="b" * 64, offsets=(0,)),
 )
 MANIFEST = Manifest(
     shards=SHARDS,
@@ -47,6 +47,14 @@ def test_the_digest_names_the_content_of_the_shards(change: dict[str, Any]) -> N
     assert replace(MANIFEST, shards=changed).digest != MANIFEST.digest
 
 
+def test_a_shard_knows_in_which_part_of_it_a_sample_lies() -> None:
+    known = Shard(name="a", num_samples=300, num_bytes=9000, sha256="", offsets=(0, 3000, 6000))
+    assert known.part(0) == known.part(127) == (range(128), range(3000))
+    assert known.part(128) == (range(128, 256), range(3000, 6000))
+    assert known.part(299) == (range(256, 300), range(6000, 9000))
+    assert replace(known, offsets=()).part(299) == (range(300), range(9000))
+
+
 def test_a_folder_without_manifest_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"^{tmp_path} has no manifest.json: is the address right"):
         read_manifest(FolderStore(tmp_path))
@@ -77,6 +85,10 @@ def _shard_set(content: dict[str, Any], name: str, value: Any) -> None:
         (lambda c: c.pop("format"), "is damaged"),
         (lambda c: c.update(shards=["x"]), "is damaged"),
         (lambda c: _shard_set(c, "colour", "red"), "is damaged"),
+        (
+            lambda c: _shard_set(c, "offsets", [0, 512]),
+            "is damaged: .* needs an offset every 128 samples",
+        ),
     ],
 )
 def test_an_edited_manifest_is_an_error(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def manifest_of(*counts: int) -> Manifest:
 class Case:
     counts: tuple[int, ...]
     num_streams: int = 4
-    shuffle_block: int = 8
+    shuffle_window: int = 8
     batch_per_stream: int = 3
     seed: int = 7
     epoch: int = 2
@@ -37,7 +37,7 @@ class Case:
     def order(self) -> EpochOrder:
         return EpochOrder(
             manifest_of(*self.counts),
-            OrderConfig(num_streams=self.num_streams, shuffle_block=self.shuffle_block),
+            OrderConfig(num_streams=self.num_streams, shuffle_window=self.shuffle_window),
             seed=self.seed,
             epoch=self.epoch,
             global_batch=self.batch_per_stream * self.num_streams,
@@ -46,12 +46,17 @@ class Case:
 
 def stream_of(order: EpochOrder, stream: int) -> list[Place]:
     """The samples of a stream in the order in which it gives them out."""
+    begin = stream * order.stream_length
+    lying = [
+        (span.shard, place)
+        for span in order.spans(begin, begin + order.stream_length)
+        for place in range(span.start, span.stop)
+    ]
     given_out: list[Place] = []
-    for index in range(order.num_blocks()):
-        spans, permutation = order.block(stream, index)
-        read = [(span.shard, place) for span in spans for place in range(span.start, span.stop)]
-        assert sorted(permutation) == list(range(len(read)))
-        given_out += [read[place] for place in permutation]
+    for index in range(order.num_rounds()):
+        first, numbers = order.round(stream, index)
+        assert first == len(given_out)
+        given_out += [lying[number] for number in numbers]
     return given_out
 
 
@@ -81,12 +86,12 @@ def reference(case: Case) -> dict[int, Place]:
     length = steps * case.batch_per_stream
     streams: list[list[Place]] = []
     for stream in range(case.num_streams):
-        own, shuffled = laid[stream * length : (stream + 1) * length], []
-        num_blocks = -(-length // case.shuffle_block)
-        for index in range(num_blocks):
-            block = own[index * length // num_blocks : (index + 1) * length // num_blocks]
-            shuffled += [block[k] for k in rng(1, stream, index).permutation(len(block))]
-        streams.append(shuffled)
+        own = laid[stream * length : (stream + 1) * length]
+        window, keys = case.shuffle_window, []
+        for number in range(length):
+            drawn = rng(1, stream, number // window + 1).random(window)
+            keys.append(number + window * drawn[number % window])
+        streams.append([own[k] for k in np.argsort(keys, kind="stable")])
     each = case.batch_per_stream
     epoch = chain.from_iterable(
         stream[step * each : (step + 1) * each] for step in range(steps) for stream in streams
@@ -98,7 +103,7 @@ cases = st.builds(
     Case,
     counts=st.lists(st.integers(0, 23), min_size=1, max_size=9).map(tuple),
     num_streams=st.integers(1, 6),
-    shuffle_block=st.integers(1, 20),
+    shuffle_window=st.integers(1, 20),
     batch_per_stream=st.integers(1, 5),
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 3),
@@ -131,10 +136,32 @@ def test_an_epoch_uses_every_sample_that_fills_a_batch() -> None:
 def test_the_order_is_the_same_whenever_it_is_asked_for() -> None:
     assert positions(BIG) == positions(BIG)
     order = BIG.order()
-    backwards = [order.block(2, index) for index in reversed(range(order.num_blocks()))]
-    for (spans, permutation), index in zip(reversed(backwards), range(99), strict=False):
-        assert spans == BIG.order().block(2, index)[0]
-        assert permutation.tolist() == BIG.order().block(2, index)[1].tolist()
+    backwards = [order.round(2, index) for index in reversed(range(order.num_rounds()))]
+    for (first, numbers), index in zip(reversed(backwards), range(99), strict=False):
+        assert first == BIG.order().round(2, index)[0]
+        assert numbers.tolist() == BIG.order().round(2, index)[1].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases, data=st.data())
+def test_the_sample_at_a_place_is_found_without_those_before_it(
+    case: Case, data: st.DataObject
+) -> None:
+    assume(sum(case.counts) >= case.num_streams * case.batch_per_stream)
+    order = case.order()
+    stream = data.draw(st.integers(0, case.num_streams - 1))
+    place = data.draw(st.integers(0, order.stream_length - 1))
+    begin = stream * order.stream_length + order.at(stream, place)
+    (span,) = [s for s in order.spans(begin, begin + 1) if s.stop > s.start]
+    assert (span.shard, span.start) == stream_of(order, stream)[place]
+
+
+def test_no_sample_strays_further_than_the_window() -> None:
+    order = Case(counts=(4000,), num_streams=1, shuffle_window=100, batch_per_stream=8).order()
+    numbers = np.concatenate([order.round(0, index)[1] for index in range(order.num_rounds())])
+    strayed = numbers - np.arange(4000)
+    assert np.abs(strayed).max() < 100
+    assert np.abs(strayed).mean() == pytest.approx(100 / 4, rel=0.1)
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"epoch": 3}])
@@ -169,19 +196,11 @@ def test_what_is_drawn_for_a_sample_depends_on_seed_epoch_and_position() -> None
     assert draw(BIG, 5) == draw(BIG, 5)
 
 
-@pytest.mark.parametrize("shuffle_block", [2, 9, 1000])
-def test_what_is_drawn_does_not_depend_on_the_blocks(shuffle_block: int) -> None:
-    other = Case(**{**vars(BIG), "shuffle_block": shuffle_block})
+@pytest.mark.parametrize("shuffle_window", [2, 9, 1000])
+def test_what_is_drawn_does_not_depend_on_the_window(shuffle_window: int) -> None:
+    other = Case(**{**vars(BIG), "shuffle_window": shuffle_window})
     assert other.order().sample_rng(11).random() == BIG.order().sample_rng(11).random()
     assert other.order().steps == BIG.order().steps
-
-
-def test_no_block_of_a_stream_is_much_shorter_than_the_others() -> None:
-    order = Case(counts=(40, 3, 25, 1, 67)).order()  # 33 samples a stream, in blocks of 8
-    assert order.stream_length == 33
-    assert order.num_blocks() == 5
-    assert [len(order.block(3, index)[1]) for index in range(5)] == [6, 7, 6, 7, 7]
-    assert [order.places(index) for index in (0, 1, 4)] == [range(6), range(6, 13), range(26, 33)]
 
 
 def test_spans_cross_shards_and_skip_empty_ones() -> None:
@@ -197,15 +216,6 @@ def test_spans_cross_shards_and_skip_empty_ones() -> None:
     assert next(order.spans(num_first, 9)) == Span(last.shard, 0, last.stop)
     crossing = [s for s in order.spans(num_first - 1, num_first + 2) if s.stop > s.start]
     assert crossing == [Span(first.shard, num_first - 1, num_first), Span(last.shard, 0, 2)]
-
-
-def test_blocks_read_each_stream_forwards_without_gaps() -> None:
-    order = BIG.order()
-    for stream in range(4):
-        spans = [s for index in range(order.num_blocks()) for s in order.block(stream, index)[0]]
-        for before, after in pairwise(spans):
-            same = before.shard == after.shard and before.stop == after.start
-            assert same or (after.start == 0 and before.stop == BIG.counts[before.shard])
 
 
 @pytest.mark.parametrize(("num_workers", "each"), [(1, 12), (2, 6), (3, 4), (6, 2), (12, 1)])
@@ -240,7 +250,7 @@ def test_a_batch_larger_than_the_data_set_is_refused() -> None:
         EpochOrder(manifest_of(10, 5), config, seed=0, epoch=0, global_batch=16)
 
 
-@pytest.mark.parametrize("name", ["num_streams", "shuffle_block"])
+@pytest.mark.parametrize("name", ["num_streams", "shuffle_window"])
 def test_streams_and_blocks_are_at_least_one(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"data.order.{name}=0 must be 1 or more"):
         OrderConfig(**{name: 0})

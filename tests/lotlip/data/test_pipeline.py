@@ -22,6 +22,7 @@ from lotlip.data.order import OrderConfig, streams_of
 from lotlip.data.pipeline import Batch, DataConfig, Source, batches
 from lotlip.data.prefetch import prefetched
 from lotlip.data.sample import Sample
+from lotlip.data.shards import CaptionCount, write_dataset, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
 from lotlip.images import AugmentConfig, decode, random_crop
@@ -34,7 +35,7 @@ def source_of(store: FolderStore, tokenizer: Tokenizer, **fields: object) -> Sou
     values = {
         "captions": CaptionConfig(sentences_per_sub_caption=2, num_sub_captions=2),
         "augment": AugmentConfig(min_crop_area=0.5, flip=True),
-        "order": OrderConfig(num_streams=NUM_STREAMS, shuffle_block=16),
+        "order": OrderConfig(num_streams=NUM_STREAMS, shuffle_window=16),
         "image_size_px": 32,
         "global_batch": GLOBAL_BATCH,
         "seed": 3,
@@ -104,13 +105,14 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
         assert torch.equal(ours.ids_BSL, theirs.ids_BSL)
 
 
-def places_of(source: Source, epoch: int = 0) -> dict[tuple[str, int], tuple[int, int]]:
-    """The stream and block of each (shard, index) that an epoch reads."""
+def places_of(source: Source, epoch: int = 0) -> dict[tuple[str, int], int]:
+    """The stream of each (shard, index) that an epoch reads."""
     order, found = source.epoch(epoch), {}
-    for stream, block in itertools.product(range(NUM_STREAMS), range(order.num_blocks())):
-        for span in order.block(stream, block)[0]:
+    for stream in range(NUM_STREAMS):
+        begin = stream * order.stream_length
+        for span in order.spans(begin, begin + order.stream_length):
             name = source.manifest.shards[span.shard].name
-            found |= {(name, index): (stream, block) for index in range(span.start, span.stop)}
+            found |= {(name, index): stream for index in range(span.start, span.stop)}
     return found
 
 
@@ -148,7 +150,7 @@ def zero_header(source: Source, shard: str, member: str) -> None:
 
 
 def assert_balanced(source: Source, found: list[Batch], bad: set[tuple[str, int]]) -> None:
-    """Every sample that the epoch reads is used, or recorded once and replaced from its block."""
+    """Every sample that the epoch reads is used, or recorded once and replaced from its stream."""
     places, keys = places_of(source), keys_of(source)
     recorded = Counter((b.shard, b.index) for batch in found for b in batch.bad)
     assert recorded == Counter(place for place in places if place in bad)
@@ -159,8 +161,8 @@ def assert_balanced(source: Source, found: list[Batch], bad: set[tuple[str, int]
     assert used.total() == len(places) == NUM_STEPS * GLOBAL_BATCH
     replacements = used - Counter(good)
     assert replacements.total() == recorded.total()
-    block_of = {keys[place]: block for place, block in places.items()}
-    assert Counter(block_of[key] for key in replacements.elements()) == Counter(
+    stream_of = {keys[place]: stream for place, stream in places.items()}
+    assert Counter(stream_of[key] for key in replacements.elements()) == Counter(
         places[place] for place in recorded
     )
 
@@ -174,10 +176,8 @@ def test_a_batch_is_what_seed_epoch_and_position_say(
     for step, batch in enumerate(global_batches(source, epoch=1)):
         for row in range(GLOBAL_BATCH):
             stream, place = row // per_stream, step * per_stream + row % per_stream
-            index = next(k for k in range(5) if place < (k + 1) * 72 // 5)
-            block = laid[stream * 72 + index * 72 // 5 : stream * 72 + (index + 1) * 72 // 5]
-            shuffled = np.random.default_rng([3, 1, 1, stream, index]).permutation(len(block))
-            sample = block[shuffled[place - index * 72 // 5]]
+            number = order.at(stream, place)
+            sample = laid[stream * 72 + number]
             rng = np.random.default_rng([3, 1, 2, position])
             pixels = random_crop(decode(sample.image), 32, source.augment, rng)
             ids = source.tokenizer(draw_captions(sample, source.captions, rng))
@@ -276,7 +276,6 @@ def test_the_samples_behind_a_tear_are_recorded_and_replaced(
     # Of shard 4, samples 121..198, the json of 150 is lost as well as all from 151 on.
     zero_header(damaged, "shard-000004.tar", "00000150.json")
     overwrite(damaged, "shard-000004.tar", "00000125.jpg", b"\xff\xd8\xff", b"no!")
-    damaged = replace(damaged, order=OrderConfig(num_streams=NUM_STREAMS, shuffle_block=72))
     found = global_batches(damaged, num_workers=num_workers)
     torn = {("shard-000004.tar", index) for index in range(150 - 121, 78)}
     assert_balanced(damaged, found, torn | {("shard-000004.tar", 125 - 121)})
@@ -293,11 +292,7 @@ def test_a_shard_that_was_written_torn_loses_what_is_not_there(damaged: Source) 
         replace(shard, num_bytes=len(content)) if shard.name == path.name else shard
         for shard in damaged.manifest.shards
     ]
-    damaged = replace(
-        damaged,
-        manifest=replace(damaged.manifest, shards=tuple(shards)),
-        order=OrderConfig(num_streams=NUM_STREAMS, shuffle_block=72),
-    )
+    damaged = replace(damaged, manifest=replace(damaged.manifest, shards=tuple(shards)))
     found = global_batches(damaged)
     recorded = {(bad.shard, bad.index) for batch in found for bad in batch.bad}
     lost = {(path.name, index) for index in range(min(i for _, i in recorded), 51)}
@@ -316,30 +311,26 @@ def test_a_shard_that_is_missing_or_changed_is_an_error(damaged: Source, change:
         global_batches(damaged)
 
 
-def test_a_whole_bad_block_is_an_error(damaged: Source) -> None:
-    with pytest.raises(
-        DataError, match=r"no readable sample in a whole block; .*by nobody, it has"
-    ):
+def test_where_nothing_is_readable_is_an_error(damaged: Source) -> None:
+    with pytest.raises(DataError, match=r"no long caption by nobody, .*nor is any of 64 others"):
         global_batches(replace(damaged, captions=CaptionConfig(captioners=("nobody",))))
 
 
-def test_one_good_sample_is_enough_for_a_block(damaged: Source) -> None:
-    for shuffle_block in (2, 3, 5, 6):  # divisors of 300
-        order = OrderConfig(num_streams=1, shuffle_block=shuffle_block)
-        source = replace(damaged, order=order, global_batch=1)
-        (spans, _), names = source.epoch(0).block(0, 0), keys_of(source)
-        places = [
-            (source.manifest.shards[s.shard].name, k) for s in spans for k in range(s.start, s.stop)
-        ]
-        for place in places[:-1]:
-            overwrite(source, place[0], f"{names[place]}.json", b"{", b"?")
-        stream = batches(source, epoch=0, start_step=0, streams=range(1))
-        found = list(itertools.islice(stream, shuffle_block))
-        stream.close()  # type: ignore[attr-defined]
-        assert [batch.keys for batch in found] == [(names[places[-1]],)] * shuffle_block
-        assert sum(len(batch.bad) for batch in found) == shuffle_block - 1
-        for place in places[:-1]:
-            overwrite(source, place[0], f"{names[place]}.json", b"?", b"{")
+def test_one_good_sample_is_found_among_bad_ones(damaged: Source) -> None:
+    shard = damaged.manifest.shards[0]
+    source = replace(
+        damaged,
+        manifest=replace(damaged.manifest, shards=(shard,)),
+        order=OrderConfig(num_streams=1),
+        global_batch=10,
+    )
+    for number in range(60):
+        if number != 33:
+            overwrite(source, shard.name, f"{number:08d}.json", b"{", b"?")
+    found = list(batches(source, epoch=0, start_step=0, streams=range(1)))
+    assert {key for batch in found for key in batch.keys} == {"00000033"}
+    recorded = [bad.index for batch in found for bad in batch.bad]
+    assert sorted(recorded) == [number for number in range(60) if number != 33]
 
 
 class _CountingStore(FolderStore):
@@ -348,30 +339,72 @@ class _CountingStore(FolderStore):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.opened: list[str] = []
+        self.starts: list[int] = []
         self.files: list[BinaryIO] = []
 
-    def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
+    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
         self.opened.append(name)
-        self.files.append(super().open(name, num_bytes=num_bytes))
+        self.starts.append(start)
+        self.files.append(super().open(name, num_bytes=num_bytes, start=start))
         return self.files[-1]
+
+
+def test_a_store_that_fails_while_a_substitute_is_read_says_so(damaged: Source) -> None:
+    sound = _CountingStore(Path(damaged.store.uri))
+    global_batches(replace(damaged, store=sound))
+    allowed = Counter(sound.opened)
+    overwrite(damaged, "shard-000002.tar", "00000080.json", b"{", b"?")
+
+    class Failing(FolderStore):
+        def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+            allowed[name] -= 1
+            if allowed[name] < 0:
+                raise DataError("the store is away")
+            return super().open(name, num_bytes=num_bytes, start=start)
+
+    with pytest.raises(DataError, match="the store is away"):
+        global_batches(replace(damaged, store=Failing(sound.root)))
 
 
 def test_a_stream_opens_each_of_its_shards_once_and_closes_them(source: Source) -> None:
     store = _CountingStore(Path(source.store.uri))
-    source = replace(source, store=store, order=replace(source.order, shuffle_block=5))
-    global_batches(source)
+    global_batches(replace(source, store=store))
     order = source.epoch(0)
     expected = Counter(
         name
         for stream in range(NUM_STREAMS)
         for name in {
             source.manifest.shards[span.shard].name
-            for index in range(order.num_blocks())
-            for span in order.block(stream, index)[0]
+            for span in order.spans(
+                stream * order.stream_length, (stream + 1) * order.stream_length
+            )
         }
     )
     assert Counter(store.opened) == expected
     assert all(file.closed for file in store.files)
+
+
+def test_a_restart_reads_no_more_than_a_window_of_each_stream(
+    scene_tokenizer: Tokenizer, scene_samples: list[Sample], tmp_path: Path
+) -> None:
+    samples = [replace(scene_samples[k % 300], key=f"{k:06d}") for k in range(3000)]
+    store = _CountingStore(tmp_path)
+    write_dataset(store, [(write_shard(store, "all.tar", samples), CaptionCount())], {})
+    order = OrderConfig(num_streams=2, shuffle_window=100)
+    source = source_of(store, scene_tokenizer, order=order)
+
+    def num_read(start_step: int) -> int:
+        store.files.clear()
+        stream = batches(source, epoch=0, start_step=start_step, streams=range(2))
+        next(stream)
+        most = sum(file.tell() for file in store.files) - sum(store.starts)
+        store.starts.clear()
+        stream.close()  # type: ignore[attr-defined]
+        return most
+
+    each = (tmp_path / "all.tar").stat().st_size / 3000
+    # The window, the way to it from the offset before, and what is read ahead of its use.
+    assert num_read(start_step=120) / each < 2 * (100 + 128) + 8 * GLOBAL_BATCH
 
 
 def test_closing_the_batches_early_leaves_no_thread_and_no_open_file(source: Source) -> None:

@@ -29,7 +29,11 @@ from lotlip.errors import DataError
 
 
 def plain(number: int, **fields: object) -> Sample:
-    values = {"image": bytes([number]) * 700, "short": f"scene {number}", "long": {"a": "b c"}}
+    values = {
+        "image": bytes([number % 256]) * 700,
+        "short": f"scene {number}",
+        "long": {"a": "b c"},
+    }
     return Sample(key=f"{number:06d}", **{**values, **fields})  # type: ignore[arg-type]
 
 
@@ -49,11 +53,13 @@ def read_until_error(
     """The keys of what `content` gives as a shard of its own size, and how that ended."""
     store.write("torn.tar", content)
     keys: list[str] = []
-    try:
-        for raw in read_shard(store, replace(shard, name="torn.tar", num_bytes=len(content))):
-            keys.append(raw["__key__"])
-    except DataError as error:
-        return keys, error
+    items = list(read_shard(store, replace(shard, name="torn.tar", num_bytes=len(content))))
+    assert len(items) == shard.num_samples
+    for item in items:
+        if isinstance(item, DamagedShardError):
+            assert {str(other) for other in items[len(keys) :]} == {str(item)}
+            return keys, item
+        keys.append(item["__key__"])
     return keys, None
 
 
@@ -182,18 +188,81 @@ def test_samples_that_the_manifest_does_not_know_are_an_error(
 ) -> None:
     store, shard, content = written
     found, error = read_until_error(store, replace(shard, num_samples=4), content)
-    assert found == [sample.key for sample in SAMPLES[:4]]
+    assert found == [sample.key for sample in SAMPLES[:3]]
     assert isinstance(error, DamagedShardError)
     assert str(error).endswith("torn.tar holds more than 4 samples, its manifest says 4")
 
 
 def test_two_samples_of_one_key_are_an_error(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    shard = write_shard(store, "shard.tar", [plain(1), plain(2), plain(2)])
-    with pytest.raises(
-        DamagedShardError, match=r"shard.tar is damaged: 000002.jpg: duplicate file name"
-    ):
-        list(read_shard(store, shard))
+    with pytest.raises(DataError, match=r"of 3 samples only 2 could be told apart"):
+        write_shard(store, "shard.tar", [plain(1), plain(2), plain(2)])
+    assert store.list() == []
+    members = {"1.jpg": b"i", "1.json": b"{}", "2.jpg": b"i", "2.json": b"{}"}
+    content = tar_of(members)[: 8 * 512] + tar_of({"2.jpg": b"i", "2.json": b"{}"})
+    store.write("shard.tar", content)
+    shard = Shard(name="shard.tar", num_samples=3, num_bytes=len(content), sha256="")
+    first, *rest = read_shard(store, shard)
+    assert not isinstance(first, DamagedShardError)
+    (told,) = {str(item) for item in rest}
+    assert told.startswith(f"{store.uri}/shard.tar is damaged: 2.jpg: duplicate file name")
+
+
+@pytest.fixture(scope="module")
+def long_shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderStore, Shard, bytes]:
+    """A shard of three parts: 128, 128 and 44 samples."""
+    store = FolderStore(tmp_path_factory.mktemp("long"))
+    samples = [plain(number, image=b"i" * number) for number in range(300)]
+    shard = write_shard(store, "shard.tar", samples)
+    return store, shard, store.read("shard.tar")
+
+
+def keys_from(store: FolderStore, shard: Shard, start: int) -> list[str]:
+    """A key for each sample that is there, and the damage for each that isn't."""
+    items = read_shard(store, shard, start=start)
+    return [str(item) if isinstance(item, DamagedShardError) else item["__key__"] for item in items]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_where_reading_starts_changes_nothing_whatever_the_damage(
+    long_shard: tuple[FolderStore, Shard, bytes], data: st.DataObject
+) -> None:
+    store, shard, content = long_shard
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(0, 3))):
+        header = data.draw(st.sampled_from(header_offsets(content)))
+        damaged[header + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
+    store.write("damaged.tar", bytes(damaged))
+    shard = replace(shard, name="damaged.tar")
+    whole = keys_from(store, shard, 0)
+    assert len(whole) == 300
+    start = data.draw(st.integers(0, 299))
+    assert keys_from(store, shard, start) == whole[start:]
+
+
+def test_a_damage_takes_samples_up_to_the_next_known_offset_only(
+    long_shard: tuple[FolderStore, Shard, bytes],
+) -> None:
+    store, shard, content = long_shard
+    offset = header_offsets(content)[2 * 140]
+    store.write("damaged.tar", content[:offset] + bytes(512) + content[offset + 512 :])
+    found = keys_from(store, replace(shard, name="damaged.tar"), 0)
+    lost = [place for place, key in enumerate(found) if key != f"{place:06d}"]
+    assert lost == list(range(140, 256))
+    assert "holds 12 samples from sample 128 on, its manifest says 128" in found[140]
+
+
+def test_reading_from_the_middle_reads_little_more_than_it_needs(
+    long_shard: tuple[FolderStore, Shard, bytes], tmp_path: Path
+) -> None:
+    store, shard, content = long_shard
+    # What lies before the part that is read might as well not be a tar.
+    store.write("ruined.tar", b"?" * shard.offsets[2] + content[shard.offsets[2] :])
+    keys = keys_from(store, replace(shard, name="ruined.tar"), 280)
+    assert keys == [f"{number:06d}" for number in range(280, 300)]
+    unknown = replace(shard, offsets=())
+    assert keys_from(store, unknown, 280) == keys
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:
@@ -233,7 +302,7 @@ class _BreakingStore(FolderStore):
 
     error: Exception
 
-    def open(self, name: str, *, num_bytes: int | None = None) -> BinaryIO:
+    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
         return _Breaking(super().open(name, num_bytes=num_bytes), self.error)  # type: ignore[return-value]
 
 

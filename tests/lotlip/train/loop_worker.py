@@ -43,7 +43,7 @@ def train(folder: Path, num_steps: int) -> dict[str, list[float]]:
         tokenizer=tokenizer,
         captions=CaptionConfig(sentences_per_sub_caption=2),
         augment=AugmentConfig(),
-        order=OrderConfig(num_streams=4, shuffle_block=32),
+        order=OrderConfig(num_streams=4, shuffle_window=32),
         image_size_px=32,
         global_batch=24,
         seed=1,

@@ -50,7 +50,7 @@ def source_of(store: FolderStore, tokenizer: Tokenizer) -> Source:
         tokenizer=tokenizer,
         captions=CaptionConfig(sentences_per_sub_caption=2),
         augment=AugmentConfig(),
-        order=OrderConfig(num_streams=4, shuffle_block=32),
+        order=OrderConfig(num_streams=4, shuffle_window=32),
         image_size_px=32,
         global_batch=GLOBAL_BATCH,
         seed=1,
@@ -213,7 +213,6 @@ def spoilt(scene_store: FolderStore, tmp_path: Path) -> FolderStore:
 def test_too_many_bad_samples_stop_the_run_and_are_listed(
     spoilt: FolderStore, scene_tokenizer: Tokenizer
 ) -> None:
-    # Blocks as long as a stream, so that each holds good samples.
     source = replace(source_of(spoilt, scene_tokenizer), order=OrderConfig(num_streams=4))
     with pytest.raises(DataError) as caught:
         run(new_state(), source, num_steps=9, max_bad_fraction=0.05)
