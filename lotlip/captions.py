@@ -146,9 +146,18 @@ class CaptionConfig:
         return int(self.short_caption) + self.num_sub_captions
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A caption that was drawn."""
+
+    pick: str
+    """Which it is: `short`, or captioner and sentences, as in `llava[2:5]`."""
+    caption: Caption
+
+
 def draw_captions(
     sample: Sample, config: CaptionConfig, rng: np.random.Generator
-) -> tuple[Caption, ...]:
+) -> tuple[Drawn, ...]:
     """`config.num_captions` captions: the short one as a single sentence, then the sub-captions.
 
     For each sub-caption a captioner is drawn uniformly, then a window of its sentences; a caption
@@ -156,13 +165,13 @@ def draw_captions(
 
     Raises: DataError if the sample has no long caption of the permitted captioners.
     """
-    captions: list[Caption] = [[sample.short]] if config.short_caption else []
+    drawn = [Drawn("short", [sample.short])] if config.short_caption else []
     if config.num_sub_captions:
         names = _captioners(sample, config)
         for _ in range(config.num_sub_captions):
             name = names[rng.integers(len(names))]
-            captions.append(_draw_window(split_sentences(sample.long[name]), config, rng))
-    return tuple(captions)
+            drawn.append(_draw_window(name, split_sentences(sample.long[name]), config, rng))
+    return tuple(drawn)
 
 
 def _captioners(sample: Sample, config: CaptionConfig) -> list[str]:
@@ -178,10 +187,13 @@ def _captioners(sample: Sample, config: CaptionConfig) -> list[str]:
     return permitted
 
 
-def _draw_window(sentences: Caption, config: CaptionConfig, rng: np.random.Generator) -> Caption:
-    if not config.first_sentence:
-        sentences = sentences[1:] or sentences
-    size = config.sentences_per_sub_caption or len(sentences)
-    num_windows = max(1, len(sentences) - size + 1)
-    start = int(rng.integers(num_windows))
-    return sentences[start : start + size]
+def _draw_window(
+    captioner: str, sentences: Caption, config: CaptionConfig, rng: np.random.Generator
+) -> Drawn:
+    first = int(not config.first_sentence and len(sentences) > 1)
+    num_sentences = len(sentences) - first
+    size = config.sentences_per_sub_caption or num_sentences
+    num_windows = max(1, num_sentences - size + 1)
+    start = first + int(rng.integers(num_windows))
+    window = sentences[start : start + size]
+    return Drawn(f"{captioner}[{start}:{start + len(window)}]", window)

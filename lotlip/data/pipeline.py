@@ -7,16 +7,18 @@ S captions, L tokens.
 from __future__ import annotations
 
 import multiprocessing
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lotlip.captions import CaptionConfig, draw_captions
+from lotlip.captions import CaptionConfig, Drawn, draw_captions
 from lotlip.data.features import read_feature
 from lotlip.data.manifest import Manifest
 from lotlip.data.order import EpochOrder, OrderConfig
@@ -68,6 +70,16 @@ class BadSample:
     reason: str
 
 
+class SampleTrace(NamedTuple):
+    """What a sample was when it was trained on."""
+
+    key: str
+    captions: str
+    """Those drawn: `short;llava[2:5]`."""
+    content: str
+    """Checksum of pixels or features, and tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one worker trains on in one step."""
@@ -78,6 +90,8 @@ class Batch:
     """int64"""
     keys: tuple[str, ...]
     bad: tuple[BadSample, ...]
+    trace: tuple[SampleTrace, ...] = ()
+    """Of each sample, if the source asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +107,7 @@ class Source:
     image_size_px: int
     global_batch: int
     seed: int
+    trace: bool = False
 
     def epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(
@@ -169,13 +184,13 @@ def _read(source: Source, *, epoch: int, start_step: int, streams: range) -> Ite
     readers = [_prepared(source, order, stream, start) for stream in streams]
     for _ in range(start_step, order.steps):
         taken = [item for reader in readers for item in islice(reader, order.batch_per_stream)]
-        yield _collated(source.tokenizer, taken)
+        yield _collated(source, taken)
 
 
 @dataclass(frozen=True)
 class _Prepared:
     image: np.ndarray
-    captions: Sequence[Sequence[str]]
+    captions: Sequence[Drawn]
     key: str
     bad: tuple[BadSample, ...]
 
@@ -266,15 +281,25 @@ class _Read:
     raw: RawSample | DamagedShardError
 
 
-def _collated(tokenizer: Tokenizer, prepared: list[_Prepared]) -> Batch:
-    captions = [caption for item in prepared for caption in item.captions]
-    ids = torch.from_numpy(tokenizer(captions)).unflatten(0, (len(prepared), -1))
+def _collated(source: Source, prepared: list[_Prepared]) -> Batch:
+    captions = [drawn.caption for item in prepared for drawn in item.captions]
+    ids_BSL = source.tokenizer(captions).reshape(len(prepared), source.captions.num_captions, -1)
+    traces = map(_traced, prepared, ids_BSL) if source.trace else ()
     return Batch(
         images=torch.from_numpy(np.stack([item.image for item in prepared])),
-        ids_BSL=ids,
+        ids_BSL=torch.from_numpy(ids_BSL),
         keys=tuple(item.key for item in prepared),
         bad=tuple(bad for item in prepared for bad in item.bad),
+        trace=tuple(traces),
     )
+
+
+def _traced(item: _Prepared, ids_SL: np.ndarray) -> SampleTrace:
+    checksum = zlib.crc32(item.image.tobytes())
+    for ids_L in ids_SL:
+        checksum = zlib.crc32(ids_L[ids_L != 0].tobytes(), checksum)  # the padding is the batch's
+    picks = ";".join(drawn.pick for drawn in item.captions)
+    return SampleTrace(item.key, picks, f"{checksum:08x}")
 
 
 def _joined(parts: list[Batch]) -> Batch:
@@ -289,4 +314,5 @@ def _joined(parts: list[Batch]) -> Batch:
         ids_BSL=torch.cat(padded),
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),
+        trace=tuple(sample for part in parts for sample in part.trace),
     )

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lotlip import distributed
 from lotlip.data.order import streams_of
-from lotlip.data.pipeline import BadSample, Batch, DataConfig, Source, batches
+from lotlip.data.pipeline import (
+    BadSample,
+    Batch,
+    DataConfig,
+    SampleTrace,
+    Source,
+    batches,
+)
 from lotlip.errors import ConfigError, DataError, LotlipError
 from lotlip.images import normalise
 from lotlip.losses import multi_text_loss
@@ -46,6 +53,9 @@ class LoopConfig:
     """0: evaluate at the end only."""
     save_every_steps: int = 500
     """Steps between checkpoints; one is always written behind the last step."""
+    trace: bool = False
+    """Write what each step was trained on to `trace.jsonl` in the run folder, for `lotlip trace
+    diff` to compare."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "global_batch", "log_every_steps", "save_every_steps"):
@@ -86,6 +96,8 @@ class Step:
     step_s: float
     """Of the whole step, waiting for data included."""
     bad: tuple[BadSample, ...]
+    trace: tuple[SampleTrace, ...]
+    """Of this worker's samples, with `train.trace`."""
 
 
 def train_steps(
@@ -131,6 +143,7 @@ def train_steps(
                 data_wait_s=waited,
                 step_s=time.perf_counter() - began,
                 bad=batch.bad,
+                trace=batch.trace,
             )
             allowance.take(epoch, num_bad, batch)
             if state.step == loop.num_steps:

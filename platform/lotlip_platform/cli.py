@@ -47,7 +47,7 @@ def _enter_local_services() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     # Verbs import what they need when they run: help and mistakes answer at once.
-    from lotlip_platform import cli_data, cli_model, cli_services
+    from lotlip_platform import cli_data, cli_model, cli_services, cli_trace
 
     parser = argparse.ArgumentParser(
         prog="lotlip",
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every command takes --help. The README shows the way from nothing to a model.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for module in (cli_services, cli_data, cli_model):
+    for module in (cli_services, cli_data, cli_model, cli_trace):
         module.add_verbs(verbs)
     return parser

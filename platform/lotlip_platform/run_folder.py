@@ -5,6 +5,8 @@ RUN/tokenizer/...
 RUN/run.json                        the MLflow run, once there is one
 RUN/checkpoints/step-00000500/      state.safetensors, then commit.json
 RUN/model/...                       the exported model, once training is done
+RUN/trace.jsonl                     with train.trace: what each step was trained on; until training
+                                    is done in parts, trace/step-00000500.jsonl
 RUN/result.json                     the final metrics; written last
 """
 
@@ -13,16 +15,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data.store import Store
-from lotlip.errors import CheckpointError, ConfigError
+from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.tokenizer import Tokenizer
+from lotlip.train.trace import StepTrace, read_trace
 from lotlip_platform.config import flat
 
 _CONFIG, _RUN, _RESULT = "config.json", "run.json", "result.json"
+_TRACE = "trace.jsonl"
 _BAD = "bad_samples.jsonl"
 _STATE, _COMMIT = "state.safetensors", "commit.json"
 _MAY_CHANGE = frozenset(
@@ -30,6 +36,7 @@ _MAY_CHANGE = frozenset(
         *("cluster", "tracking", "checkpoint", "eval"),
         *("data.max_bad_fraction", "data.num_loader_processes", "data.features"),
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
+        "train.trace",
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""
@@ -120,6 +127,43 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self.store.read(_BAD).splitlines()]
 
+    def write_trace(self, steps: Sequence[StepTrace]) -> None:
+        """Write the trace of the steps since the last checkpoint."""
+        content = "".join(f"{step.to_line()}\n" for step in steps)
+        self.store.write(_trace_part(steps[-1].step), content.encode())
+
+    def drop_trace(self, behind: int) -> None:
+        """Remove what was traced behind a step: it is trained again."""
+        for name in self._trace_parts():
+            if name > _trace_part(behind):
+                self.store.delete(name)
+
+    def join_trace(self) -> None:
+        """Make the parts one file, once training is done."""
+        parts = self._trace_parts()
+        if not parts:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _TRACE
+            with path.open("wb") as file:
+                for name in parts:
+                    file.write(self.store.read(name))
+            self.store.write_file(_TRACE, path)
+        for name in parts:
+            self.store.delete(name)
+
+    def read_trace(self) -> Iterator[StepTrace]:
+        """The trace as far as it goes. Raises: DataError if there is none."""
+        names = [_TRACE] if self.store.exists(_TRACE) else self._trace_parts()
+        if not names:
+            raise DataError(f"{self.uri} has no trace: train with train.trace=true")
+        for name in names:
+            with self.store.open(name) as file:
+                yield from read_trace(file, f"{self.uri}/{name}")
+
+    def _trace_parts(self) -> list[str]:
+        return self.store.list("trace/")
+
     def write_result(self, result: Mapping[str, Any]) -> None:
         self._write_json(_RESULT, result)
 
@@ -161,6 +205,10 @@ class RunFolder:
         if not isinstance(content, dict):
             raise CheckpointError(f"{self.uri}/{name} is damaged: it holds no keys")
         return content
+
+
+def _trace_part(last_step: int) -> str:
+    return f"trace/step-{last_step:08d}.jsonl"
 
 
 def _claimed(config: Any, data_digest: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from lotlip.train import state as train_state
 from lotlip.train.loop import Step, train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
+from lotlip.train.trace import StepTrace, joined
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
 from lotlip_platform.run_folder import RunFolder
@@ -70,8 +71,11 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> Non
     state = _resumed(config, tokenizer, folder, send)
     check_tower(source.manifest.made_by, state.model.image_tower)
     meter = _Meter(send)
+    traced: list[StepTrace] = []
     for step in train_steps(state, source, loop=config.train, optim=config.optim, data=config.data):
         meter.take(step)
+        if config.train.trace:
+            traced.append(StepTrace(step=step.step, epoch=step.epoch, samples=step.trace))
         last = step.step == config.train.num_steps
         if step.step % config.train.log_every_steps == 0 or last:
             meter.log(step)
@@ -79,6 +83,11 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> Non
         if held_out and every and step.step % every == 0 and not last:
             _evaluate(config, state.model, held_out, step.step, send)
         due = step.step % config.train.save_every_steps == 0 or last
+        if due and config.train.trace:
+            of_ranks = distributed.gather_objects(traced)
+            traced = []
+            if distributed.rank() == 0:
+                folder.write_trace(joined(of_ranks))
         if due and distributed.rank() == 0:
             content = train_state.to_bytes(state)
             folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
@@ -99,6 +108,7 @@ def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
         image_size_px=config.model.image.image_size_px,
         global_batch=config.train.global_batch,
         seed=config.train.seed,
+        trace=config.train.trace,
     )
 
 
@@ -135,6 +145,8 @@ def _resumed(
         where, content = checkpoint
         train_state.from_bytes(state, content, where)
         note(f"resuming at step {state.step} of {config.train.num_steps}")
+    if distributed.rank() == 0:
+        folder.drop_trace(behind=state.step)
     return state
 
 
@@ -159,6 +171,7 @@ def _finish(
         folder.write_model(export.to_files(state.model))  # first: an evaluation may fail
     report = _evaluate(config, state.model, held_out, state.step, send) if held_out else None
     if distributed.rank() == 0:
+        folder.join_trace()
         metrics = report.metrics if report else {}
         folder.write_result(
             {

@@ -27,7 +27,7 @@ from lotlip_platform.storage import ensure_bucket
 
 LOTLIP = Path(sys.executable).parent / "lotlip"
 TEXT = ("--text", "A red castle. Two birds are above it.")
-VERBS = ("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search")
+VERBS = ("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search", "trace")
 Fails = Callable[..., str]
 
 
@@ -68,7 +68,7 @@ def config(tmp_path: Path, scenes_folder: Path) -> Path:
     path.write_text(
         f"name: one\nstore: {tmp_path}/runs\nmodel: {{preset: tiny}}\n"
         f"data:\n  train: {scenes_folder}\n"
-        "train: {num_samples: 64, global_batch: 8}\n"
+        "train: {num_samples: 64, global_batch: 16}\n"
         "eval:\n  num_samples: 10\n"
     )
     return path
@@ -574,3 +574,31 @@ def test_the_demo_refuses_to_touch_services_of_the_users_own(
     monkeypatch.setattr("lotlip_platform.local_services.up", lambda on_progress: {})
     assert main(["demo"]) == 1
     assert "but AWS_PROFILE in the environment would lead to others" in capsys.readouterr().err
+
+
+# Traces
+
+
+def test_a_trace_diff_says_where_two_runs_part(
+    tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(name: str, keys: str) -> Path:
+        (tmp_path / name).mkdir()
+        lines = [
+            json.dumps({"step": k, "epoch": 0, "digest": "", "samples": [[key, "short", "00"]]})
+            for k, key in enumerate(keys, start=1)
+        ]
+        (tmp_path / name / "trace.jsonl").write_text("\n".join(lines))
+        return tmp_path / name
+
+    a, b, short = write("a", "abcd"), write("b", "abxd"), write("short", "ab")
+    assert main(["trace", "diff", str(a), str(a)]) == 0
+    assert capsys.readouterr().out == "4 steps, all equal\n"
+    assert main(["trace", "diff", str(a), str(short)]) == 0
+    assert capsys.readouterr().out == "2 steps, all equal; then the second ends\n"
+    told = fails("trace", "diff", a, b)
+    assert "part after 2 equal steps: step 3 (epoch 0): 1 of 1 samples differ" in told
+    assert "key 'c' against 'x'" in told
+    assert "has no trace" in fails("trace", "diff", a, tmp_path)
+    (b / "trace.jsonl").write_text("{}")
+    assert "trace.jsonl: line 1 is not a step" in fails("trace", "diff", a, b)

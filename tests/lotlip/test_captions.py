@@ -95,7 +95,12 @@ FIVE_SENTENCES = ["One a.", "Two b.", "Three c.", "Four d.", "Five e."]
 
 
 def draw(sample: Sample, seed: int = 0, **config) -> tuple[list[str], ...]:
-    return draw_captions(sample, CaptionConfig(**config), np.random.default_rng(seed))
+    drawn = draw_captions(sample, CaptionConfig(**config), np.random.default_rng(seed))
+    for one in drawn[int(config.get("short_caption", True)) :]:
+        captioner, start, stop = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", one.pick).groups()
+        sentences = split_sentences(sample.long[captioner])
+        assert one.caption == sentences[int(start) : int(stop)]
+    return tuple(one.caption for one in drawn)
 
 
 def test_the_short_caption_comes_first_as_one_sentence():
@@ -174,7 +179,7 @@ def test_every_sample_gives_the_same_number_of_captions(short, num, sentences, l
     )
     captions = draw_captions(sample(**long), config, np.random.default_rng(0))
     assert len(captions) == config.num_captions
-    assert all(captions)
+    assert all(one.caption for one in captions)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lotlip.data.pipeline import SampleTrace
 from lotlip.data.store import FolderStore, Store
-from lotlip.errors import CheckpointError, ConfigError
+from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.tokenizer import Tokenizer
+from lotlip.train.trace import StepTrace
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 
@@ -229,3 +231,24 @@ def test_result_tracking_model_and_tokenizer_come_back_as_written(folder: RunFol
 def test_half_a_tokenizer_is_none(folder: RunFolder) -> None:
     folder.store.write("tokenizer/vocab.txt", b"[PAD]\n")
     assert folder.read_tokenizer() is None
+
+
+def step(number: int) -> StepTrace:
+    return StepTrace(step=number, epoch=0, samples=(SampleTrace(f"é{number}", "short", "00"),))
+
+
+def test_a_trace_is_written_in_parts_and_joined_in_the_end(store: Store) -> None:
+    folder = RunFolder(store)
+    with pytest.raises(DataError, match=r"has no trace: train with train\.trace=true"):
+        list(folder.read_trace())
+    folder.write_trace([step(1), step(2)])
+    folder.write_trace([step(3), step(4)])
+    assert list(folder.read_trace()) == [step(number) for number in (1, 2, 3, 4)]
+    folder.drop_trace(behind=2)  # training is back at step 2
+    assert list(folder.read_trace()) == [step(1), step(2)]
+    folder.write_trace([step(3)])
+    folder.join_trace()
+    assert list(folder.read_trace()) == [step(1), step(2), step(3)]
+    assert store.list() == ["trace.jsonl"]
+    folder.join_trace()
+    assert len(store.read("trace.jsonl").splitlines()) == 3

@@ -22,8 +22,10 @@ from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore, Store
 from lotlip.errors import ClusterError, ConfigError, DataError
+from lotlip.train.trace import StepTrace
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.train import TrainResult, train
 from lotlip_platform.train_config import TrainConfig
@@ -143,12 +145,15 @@ def test_one_worker_and_two_learn_the_same(
 ):
     monkeypatch.chdir(data)
     changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 128}
-    changes["data__train"] = "train"  # relative to where the command runs
+    changes |= {"data__train": "train", "train__trace": True}  # relative to where it runs
     _, two = run(values(data, tmp_path / "2", **changes))
     _, one = run(values(data, tmp_path / "1", cluster__num_workers=1, **changes))
     assert losses(one).keys() == losses(two).keys()
     for step, loss in losses(one).items():
         assert losses(two)[step] == pytest.approx(loss, abs=1e-4)
+    assert trace_of(tmp_path / "1") == trace_of(tmp_path / "2")
+    assert len(trace_of(tmp_path / "1")) == 4
+    assert not list((tmp_path / "1").glob("tiny/trace/*"))
 
 
 def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
@@ -186,6 +191,11 @@ def test_features_are_refused_where_the_tower_learns_or_images_vary(data: Path, 
             run(values(data, tmp_path, data__features="/kept", **changes))
 
 
+def trace_of(store: Path) -> list[StepTrace]:
+    """What each step of the run there was trained on."""
+    return list(RunFolder(open_store(str(store / "tiny"))).read_trace())
+
+
 def workers() -> list[psutil.Process]:
     """The training workers of this module's Ray."""
     found = []
@@ -220,6 +230,7 @@ def test_an_interrupt_ends_the_workers_even_where_ray_goes_on(data: Path, tmp_pa
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_path: Path):
     changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 512}
+    changes["train__trace"] = True
     undisturbed, _ = run(values(data, tmp_path / "a", **changes))
     killed: list[int] = []
     notes: list[str] = []
@@ -238,6 +249,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_
     assert any("starting them again" in note for note in notes)
     assert any(note.startswith("resuming at step") for note in notes)
     assert result.digest == undisturbed.digest
+    assert trace_of(tmp_path / "a") == trace_of(tmp_path / "b")
     assert mlflow_run(result.run_id).info.status == "FINISHED"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import shutil
 import tarfile
 import threading
@@ -39,6 +40,7 @@ def source_of(store: FolderStore, tokenizer: Tokenizer, **fields: object) -> Sou
         "image_size_px": 32,
         "global_batch": GLOBAL_BATCH,
         "seed": 3,
+        "trace": True,
     }
     return Source(
         store=store,
@@ -93,6 +95,7 @@ def _joined(parts: tuple[Batch, ...]) -> Batch:
         ids_BSL=padded.transpose(1, 2),
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),
+        trace=tuple(sample for part in parts for sample in part.trace),
     )
 
 
@@ -100,6 +103,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys == theirs.keys
+        assert ours.trace == theirs.trace
         assert [(b.shard, b.index) for b in ours.bad] == [(b.shard, b.index) for b in theirs.bad]
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.ids_BSL, theirs.ids_BSL)
@@ -180,7 +184,8 @@ def test_a_batch_is_what_seed_epoch_and_position_say(
             sample = laid[stream * 72 + number]
             rng = np.random.default_rng([3, 1, 2, position])
             pixels = random_crop(decode(sample.image), 32, source.augment, rng)
-            ids = source.tokenizer(draw_captions(sample, source.captions, rng))
+            drawn = draw_captions(sample, source.captions, rng)
+            ids = source.tokenizer([one.caption for one in drawn])
             assert batch.keys[row] == sample.key
             assert np.array_equal(batch.images[row].numpy(), pixels)
             assert np.array_equal(batch.ids_BSL[row, :, : ids.shape[1]].numpy(), ids)
@@ -192,6 +197,16 @@ def test_a_batch_is_what_seed_epoch_and_position_say(
 def _samples_of(source: Source, samples: list[Sample], span: object) -> list[Sample]:
     first = sum(s.num_samples for s in source.manifest.shards[: span.shard])  # type: ignore[attr-defined]
     return samples[first + span.start : first + span.stop]  # type: ignore[attr-defined]
+
+
+def test_a_trace_names_what_each_sample_was(source: Source) -> None:
+    (first, *_), (other, *_) = global_batches(source), global_batches(replace(source, seed=4))
+    assert tuple(sample.key for sample in first.trace) == first.keys
+    assert re.fullmatch(r"short(;scenes\[\d+:\d+\]){2}", first.trace[0].captions)
+    contents = {sample.content for sample in (*first.trace, *other.trace)}
+    assert len(contents) == 2 * GLOBAL_BATCH
+    without = next(batches(replace(source, trace=False), epoch=0, start_step=0, streams=range(4)))
+    assert without.trace == ()
 
 
 def test_an_epoch_gives_whole_batches_of_every_sample_that_it_reads(source: Source) -> None:
