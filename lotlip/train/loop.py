@@ -9,7 +9,7 @@ Shape suffixes: B images on this worker, H and W pixels, C channels, S captions,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,18 +98,28 @@ class Step:
     bad: tuple[BadSample, ...]
     trace: tuple[SampleTrace, ...]
     """Of this worker's samples, with `train.trace`."""
+    to_stop: bool
+    """Whether a worker was told that training is to stop here."""
 
 
 def train_steps(
-    state: TrainState, source: Source, *, loop: LoopConfig, optim: OptimConfig, data: DataConfig
+    state: TrainState,
+    source: Source,
+    *,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    data: DataConfig,
+    to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train from `state.step` to the end, on the device the model is on.
 
     Call it on every worker with the same arguments, in a process group if there are several.
+    `to_stop` is asked in each step; what one worker answers, all learn in the same step, from
+    `Step.to_stop`: training goes on, whoever consumes the steps ends it.
+
     Raises: ConfigError for a batch, streams and workers that don't fit, DataError, LotlipError
     for a loss that isn't finite.
     """
-    device = state.model.logit_scale.device
     model = distributed.data_parallel(state.model).train()
     steps_per_epoch = source.epoch(0).steps
     allowance = BadSampleAllowance(data.max_bad_fraction, source)
@@ -127,28 +137,39 @@ def train_steps(
         for batch in remaining:
             waited = time.perf_counter() - began
             lr = learning_rate(optim, state.step + 1, loop.num_steps)
-            loss, num_bad, grad_norm = _update(
-                state, model, batch, source.captions.short_caption, lr, loop, optim, device
+            done = _update(
+                state, model, batch, source.captions.short_caption, lr, loop, optim, to_stop()
             )
             state.step += 1
             yield Step(
                 step=state.step,
                 epoch=epoch,
-                loss=loss,
+                loss=done.loss,
                 scale=float(state.model.scale().detach()),
                 lr=lr,
-                grad_norm=grad_norm,
+                grad_norm=done.grad_norm,
                 num_samples=len(batch.keys),
                 num_tokens=int((batch.ids_BSL != 0).sum()),
                 data_wait_s=waited,
                 step_s=time.perf_counter() - began,
                 bad=batch.bad,
                 trace=batch.trace,
+                to_stop=done.to_stop,
             )
-            allowance.take(epoch, num_bad, batch)
+            allowance.take(epoch, done.num_bad, batch)
             if state.step == loop.num_steps:
                 break
             began = time.perf_counter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    """What all workers know of a step."""
+
+    loss: float
+    num_bad: int
+    grad_norm: float
+    to_stop: bool
 
 
 def _update(
@@ -159,9 +180,10 @@ def _update(
     lr: float,
     loop: LoopConfig,
     optim: OptimConfig,
-    device: torch.device,
-) -> tuple[float, int, float]:
-    """One optimizer step: loss and bad samples of the global batch, and the gradient's norm."""
+    to_stop: bool,
+) -> _Update:
+    """One optimizer step."""
+    device = state.model.logit_scale.device
     torch.manual_seed(hash((loop.seed, state.step, distributed.rank())))  # dropout
     for group in state.optimizer.param_groups:
         group["lr"] = lr
@@ -177,9 +199,9 @@ def _update(
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = _clipped(model, optim.max_grad_norm)
-    # In one message, so that all workers know of all bad samples and stop at the same step.
-    told = distributed.mean(torch.stack([loss, loss.new_tensor(len(batch.bad))]))
-    value, num_bad = float(told[0]), round(float(told[1]) * distributed.world_size())
+    # In one message, so that all workers know the same and stop at the same step.
+    own = torch.stack([loss, loss.new_tensor(len(batch.bad)), loss.new_tensor(float(to_stop))])
+    value, bad, stop = distributed.mean(own).tolist()
     if not torch.isfinite(torch.tensor([value, grad_norm])).all():
         raise LotlipError(
             f"step {state.step + 1}: the loss is {value}, the gradient's norm {grad_norm}; lower "
@@ -187,7 +209,8 @@ def _update(
         )
     state.optimizer.step()
     state.model.clamp_scale_()
-    return value, num_bad, grad_norm
+    num_bad = round(bad * distributed.world_size())
+    return _Update(loss=value, num_bad=num_bad, grad_norm=grad_norm, to_stop=stop > 0)
 
 
 def _clipped(model: nn.Module, max_norm: float) -> float:

@@ -25,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LotlipError as error:
         print(f"lotlip: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("lotlip: interrupted; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        text = str(interrupt) or "interrupted; the same command goes on from here"
+        print(f"lotlip: {text}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader has seen enough, as `head` does; nothing more can be told to it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def _train(arguments: argparse.Namespace) -> None:
     config = load_config(TrainConfig, arguments.config, arguments.overrides)
     display = TrainDisplay(config.name, config.train.num_steps)
     try:
-        result = train(config, display)
+        command = ["lotlip", "train", arguments.config, *arguments.overrides]
+        result = train(config, display, command=shlex.join(command))
     finally:
         display.close()
     if arguments.json:

@@ -1,8 +1,8 @@
 """What the workers of a run tell its driver, and where the driver passes it on.
 
 Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
-is a dictionary with a `kind`: `features`, `started`, `step`, `metrics`, `evaluated`, `saved`,
-`bad`, `file`, `note` or `ended`.
+is a dictionary with a `kind`: `features`, `started`, `born`, `step`, `metrics`, `evaluated`,
+`saved`, `stopped`, `bad`, `file`, `note` or `ended`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ class Listener:
         self._folder, self._tracked, self._watch = folder, tracked, watch
         # Steps that are trained again after a failure meet their bad samples again.
         self._bad = {_place(sample): sample for sample in folder.read_bad_samples()}
+        self.start_life()
+
+    def start_life(self) -> None:
+        """The workers are about to be started."""
+        self.is_training = False
+        self.stopped_at: int | None = None
+        """The step at which they saved and ended, as they had been told to."""
+        self.nodes: set[str] = set()
+        """Ids of the machines they are on."""
 
     def note(self, text: str) -> None:
         self._watch({"kind": "note", "text": text})
@@ -46,6 +55,12 @@ class Listener:
                 self._tracked.log_metrics(metrics, event["step"])
             elif event["kind"] == "file":
                 self._tracked.log_file_later(event["name"], event["content"])
+            elif event["kind"] == "born":
+                self.nodes.add(event["node"])
+            elif event["kind"] == "step":
+                self.is_training = True
+            elif event["kind"] == "stopped":
+                self.stopped_at = event["step"]
             elif event["kind"] == "bad":
                 self._bad |= {_place(sample): sample for sample in event["samples"]}
             self._watch(event)

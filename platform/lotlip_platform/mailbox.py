@@ -16,9 +16,15 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._to_stop = False
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event) -> bool:
+        """Leave an event; whether the workers are to save and stop."""
         self._events.append(event)
+        return self._to_stop
+
+    def tell_to_stop(self, to_stop: bool) -> None:
+        self._to_stop = to_stop
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []

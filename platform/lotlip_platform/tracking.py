@@ -139,6 +139,11 @@ class TrackedRun:
             entity = DatasetInput(dataset=dataset._to_mlflow_entity(), tags=tags)
             self.client.log_inputs(self.run_id, [entity])
 
+    def tag_later(self, tags: Mapping[str, str]) -> None:
+        """Set tags, at the server's leisure."""
+        batch = [RunTag(key, value) for key, value in tags.items()]
+        self._queue.put(lambda: self.client.log_batch(self.run_id, tags=batch))
+
     def later(self, call: Callable[[], object]) -> None:
         """Do something that may take the server's time, after what is to be sent already."""
         self._queue.put(call)

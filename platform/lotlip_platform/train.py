@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-import ray
-
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, read_manifest
@@ -21,20 +19,19 @@ from lotlip.data.order import EpochOrder, streams_of
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError, LotlipError
+from lotlip.errors import ClusterError, DataError
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import registry, tracking
-from lotlip_platform.cluster import beside_driver, check_resources, connected
+from lotlip_platform.cluster import check_resources, connected
 from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set
-from lotlip_platform.fit import fit
 from lotlip_platform.lineage import code_tags
-from lotlip_platform.listener import Listener, Watch
+from lotlip_platform.listener import Watch
+from lotlip_platform.lives import run_workers
 from lotlip_platform.local_services import home
-from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
@@ -55,11 +52,13 @@ class TrainResult:
     metrics: dict[str, Interval]
 
 
-def train(config: TrainConfig, watch: Watch) -> TrainResult:
+def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResult:
     """Train, or resume the run of this name; a run that is done is only registered if it isn't yet.
 
+    `command` is what goes on after a stop; it is noted at the run.
+
     Raises: LotlipError; whatever is wrong with config, data, tracking or cluster is said before
-    anything is written.
+    anything is written. `Stopped` when SIGINT or SIGTERM stopped it, see `preemption`.
     """
     manifest = _checked_data(config)
     server = tracking.connect(config.tracking.uri)
@@ -75,7 +74,7 @@ def train(config: TrainConfig, watch: Watch) -> TrainResult:
             with _tracked(config, server, folder, manifest, watch) as tracked:
                 data = _training_data(config, manifest, model.image_tower, watch)
                 watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
-                _fit(config, data, folder, tracked, watch)
+                run_workers(config, data, folder, tracked, watch, command)
                 _register(config, folder, tracked)
     elif _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
@@ -206,43 +205,6 @@ def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, w
         gpus=config.cluster.gpus_per_worker,
         on_progress=lambda done, total: watch({"kind": "features", "done": done, "total": total}),
     )
-
-
-def _fit(
-    config: TrainConfig,
-    data: str,
-    folder: RunFolder,
-    tracked: tracking.TrackedRun,
-    watch: Watch,
-) -> None:
-    """Run the workers to the end, starting them again when one dies. Raises: LotlipError."""
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(Mailbox).remote()
-    listener = Listener(folder, tracked, watch)
-    try:
-        for attempt in range(1, config.cluster.max_failures + 2):
-            failure = fit(
-                config,
-                run=folder.uri,
-                data=data,
-                mailbox=mailbox,
-                listen=lambda: listener.take(mailbox),
-            )
-            if failure is None:
-                break
-            if failure.users_own is not None:
-                raise failure.users_own
-            if attempt > config.cluster.max_failures:
-                raise ClusterError(
-                    f"training failed {attempt} times, last with: {failure.reason}; the run "
-                    "resumes from its last checkpoint when started again"
-                )
-            listener.note(f"the workers failed ({failure.reason}): starting them again")
-    except BaseException:
-        with contextlib.suppress(LotlipError):  # what came first is what is told
-            listener.record_bad_samples()
-        raise
-    listener.record_bad_samples()
-    listener.draw_curves(config)
 
 
 def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:

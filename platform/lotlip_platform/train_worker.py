@@ -49,9 +49,8 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     folder = RunFolder(open_store(arguments["run"]))
     mailbox = arguments["mailbox"]
 
-    def send(event: dict[str, Any]) -> None:
-        mailbox.put.remote(event)
-
+    send = _Sender(mailbox)
+    send({"kind": "born", "node": ray.get_runtime_context().get_node_id()})
     try:
         _train(config, folder, arguments["data"], send)
     finally:
@@ -59,7 +58,23 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
-def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> None:
+class _Sender:
+    """Tells the driver, and hears from it."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox, self._answer = mailbox, None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self._answer = self._mailbox.put.remote(event)
+
+    def to_stop(self) -> bool:
+        """Whether the last answer, if it is there, says to save and stop."""
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        return ray.get(self._answer)
+
+
+def _train(config: TrainConfig, folder: RunFolder, data: str, send: _Sender) -> None:
     tokenizer = folder.read_tokenizer()
     if tokenizer is None:
         raise CheckpointError(
@@ -72,7 +87,15 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> Non
     check_tower(source.manifest.made_by, state.model.image_tower)
     meter = _Meter(send)
     traced: list[StepTrace] = []
-    for step in train_steps(state, source, loop=config.train, optim=config.optim, data=config.data):
+    steps = train_steps(
+        state,
+        source,
+        loop=config.train,
+        optim=config.optim,
+        data=config.data,
+        to_stop=send.to_stop,
+    )
+    for step in steps:
         meter.take(step)
         if config.train.trace:
             traced.append(StepTrace(step=step.step, epoch=step.epoch, samples=step.trace))
@@ -82,7 +105,7 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> Non
         every = config.train.eval_every_steps
         if held_out and every and step.step % every == 0 and not last:
             _evaluate(config, state.model, held_out, step.step, send)
-        due = step.step % config.train.save_every_steps == 0 or last
+        due = step.step % config.train.save_every_steps == 0 or last or step.to_stop
         if due and config.train.trace:
             of_ranks = distributed.gather_objects(traced)
             traced = []
@@ -92,6 +115,9 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: Send) -> Non
             content = train_state.to_bytes(state)
             folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
             send({"kind": "saved", "step": step.step})
+        if step.to_stop and not last:
+            send({"kind": "stopped", "step": step.step})
+            return
     _finish(config, state, held_out, folder, send)
 
 

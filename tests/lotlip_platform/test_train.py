@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip.train.trace import StepTrace
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
+from lotlip_platform.preemption import Stopped
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.train import TrainResult, train
@@ -228,10 +230,77 @@ def test_an_interrupt_ends_the_workers_even_where_ray_goes_on(data: Path, tmp_pa
     assert not workers()
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_path: Path):
-    changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 512}
-    changes["train__trace"] = True
-    undisturbed, _ = run(values(data, tmp_path / "a", **changes))
+LONGER = {
+    "tracking__registered_model": "",
+    "eval__data": "",
+    "train__num_samples": 512,
+    "train__trace": True,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, dict[int, float]]:
+    """Of a run of 16 steps on two workers that was left alone: store, digest, losses."""
+    store = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOTLIP_HOME", str(store / "home"))
+        result, events = run(values(data, store, **LONGER))
+    return store, result.digest, losses(events)
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_other_workers(
+    data: Path, tmp_path: Path, undisturbed: tuple[Path, str, dict[int, float]]
+):
+    events: list[dict[str, Any]] = []
+
+    def tell_to_stop_at_step_4(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "step" and event["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = build_config(TrainConfig, values(data, tmp_path, **LONGER))
+    with pytest.raises(Stopped) as stopped:
+        train(config, tell_to_stop_at_step_4, command="lotlip train it")
+    at = stopped.value.step
+    assert 4 <= at < 16
+    assert f"stopped at step {at} of 16, saved" in str(stopped.value)
+    assert (tmp_path / f"tiny/checkpoints/step-{at:08d}/commit.json").exists()
+    found = only_run()
+    assert found.info.status == "KILLED"
+    assert found.data.tags["stopped"] == f"preempted by SIGTERM at step {at} of 16"
+    assert found.data.tags["continue_with"] == "lotlip train it"
+
+    result, after = run(values(data, tmp_path, cluster__num_workers=1, **LONGER))
+    assert result.run_id == found.info.run_id
+    assert only_run().info.status == "FINISHED"
+    store, _, expected = undisturbed
+    together = losses(events) | losses(after)
+    assert min(losses(after)) == at + 1
+    assert together == pytest.approx(expected, abs=1e-5)
+    assert trace_of(tmp_path) == trace_of(store)
+
+
+def test_a_second_signal_ends_the_run_at_once(data: Path, tmp_path: Path):
+    def signal_twice(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    changes = {"train__num_samples": 12_800, "tracking__registered_model": "", "eval__data": ""}
+    config = build_config(TrainConfig, values(data, tmp_path, **changes))
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(config, signal_twice)
+    assert not isinstance(interrupt.value, Stopped)
+    assert only_run().info.status == "KILLED"
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+    data: Path, tmp_path: Path, undisturbed: tuple[Path, str, dict[int, float]]
+):
+    store, digest, _ = undisturbed
     killed: list[int] = []
     notes: list[str] = []
 
@@ -243,13 +312,13 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(data: Path, tmp_
             killed.append(youngest.pid)
             youngest.kill()
 
-    config = build_config(TrainConfig, values(data, tmp_path / "b", **changes))
+    config = build_config(TrainConfig, values(data, tmp_path, **LONGER))
     result = train(config, kill_one_after_the_second_checkpoint)
     assert killed
     assert any("starting them again" in note for note in notes)
     assert any(note.startswith("resuming at step") for note in notes)
-    assert result.digest == undisturbed.digest
-    assert trace_of(tmp_path / "a") == trace_of(tmp_path / "b")
+    assert result.digest == digest
+    assert trace_of(tmp_path) == trace_of(store)
     assert mlflow_run(result.run_id).info.status == "FINISHED"
 
 
@@ -310,6 +379,11 @@ def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path, nu
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode in (130, -9), said
+    if number != signal.SIGKILL:
+        (at,) = re.findall(r"^lotlip: stopped at step (\d+) of 400, saved", said, re.MULTILINE)
+        assert (tmp_path / f"runs/tiny/checkpoints/step-{int(at):08d}/commit.json").exists()
+        continue_with = only_run().data.tags["continue_with"]
+        assert continue_with == f"lotlip train {config} tracking.registered_model="
     deadline = time.monotonic() + 60
     while only_run().info.status == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -1,0 +1,84 @@
+"""Training on a Ray of several nodes, on this one machine, that come and go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from lotlip.data.scenes import make_sample
+from lotlip.data.shards import CaptionCount, write_dataset, write_shard
+from lotlip.data.store import FolderStore
+from lotlip_platform.config import build_config
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.train import train
+from lotlip_platform.train_config import TrainConfig
+
+pytestmark = pytest.mark.slow
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head, where the driver is, and three nodes with a CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_run_leaves_a_node_that_is_drained_and_loses_nothing(cluster: Cluster, tmp_path: Path):
+    store, count = FolderStore(tmp_path / "data"), CaptionCount()
+    samples = [make_sample(0, place) for place in range(256)]
+    for sample in samples:
+        count.add(sample)
+    write_dataset(store, [(write_shard(store, "shard.tar", samples), count)], {})
+    config = build_config(
+        TrainConfig,
+        {
+            "name": "drained",
+            "store": str(tmp_path),
+            "model": {"preset": "tiny"},
+            "data": {"train": str(tmp_path / "data")},
+            "train": {"num_samples": 32 * 400, "global_batch": 32, "trace": True},
+            "cluster": {"num_workers": 2, "max_failures": 0},
+            "tracking": {"registered_model": ""},
+        },
+    )
+    lives: list[set[str]] = []
+    drained: list[str] = []
+    steps: list[int] = []
+    notes: list[str] = []
+
+    def drain_a_node(event: dict[str, Any]) -> None:
+        if event["kind"] == "born":
+            if not lives or len(lives[-1]) == 2:
+                lives.append(set())
+            lives[-1].add(event["node"])
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if event["kind"] == "step":
+            steps.append(event["step"])
+            if event["step"] == 20 and not drained:
+                drained.append(min(lives[0]))
+                why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+                where = ["--address", cluster.address, "--node-id", drained[0]]
+                subprocess.run([RAY, "drain-node", *where, *why], check=True, timeout=60)
+
+    train(config, drain_a_node)
+    assert len(lives) == 2
+    assert drained[0] not in lives[1]
+    assert any("Ray drains a machine" in note for note in notes)
+    assert steps == list(range(1, 401)), "no step is done twice"
+    traced = [step.step for step in RunFolder(FolderStore(tmp_path / "drained")).read_trace()]
+    assert traced == steps
