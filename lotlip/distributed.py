@@ -57,6 +57,15 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def collect_objects(value: Any) -> list[Any]:
+    """A value of each worker, in the order of their ranks, on worker 0; nothing on the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

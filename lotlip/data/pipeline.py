@@ -249,17 +249,20 @@ def _substitute(
     It is read for this alone, which takes a moment; the rule doesn't depend on who reads, or when.
     """
     rng = order.sample_rng(order.position(stream, place))
-    half = place + order.stream_length // 2
-    for other in range(half, half + min(order.stream_length, _MOST_SUBSTITUTES)):
-        number = order.at(stream, other % order.stream_length)
-        read = next(_from(source, order, stream, number))
+    num_streams, length = order.config.num_streams, order.stream_length
+    for k in range(1, min(_MOST_SUBSTITUTES, num_streams * length) + 1):
+        other = (stream + k) % num_streams
+        there = (place + length // 2 + k // num_streams) % length
+        if (other, there) == (stream, place):
+            continue
+        read = next(_from(source, order, other, order.at(other, there)))
         try:
             good = _prepare(source, read, rng)
         except DataError:
             continue  # recorded where it has its own place
         return replace(good, bad=(bad,))
     raise DataError(
-        f"{bad.shard}[{bad.index}]: {bad.reason}; nor is any of {_MOST_SUBSTITUTES} others readable"
+        f"{bad.shard}[{bad.index}]: {bad.reason}; nor could any of the samples tried take its place"
     )
 
 

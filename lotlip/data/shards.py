@@ -163,8 +163,8 @@ def read_shard(
     with store.open(shard.name, num_bytes=shard.num_bytes, start=from_byte.start) as stream:
         while number < shard.num_samples:
             samples, extent = shard.part(number)
-            part = _Part(stream, len(extent))
-            yield from islice(_exactly(samples, part, where), number - samples.start, None)
+            part = _Part(stream, len(extent), where)
+            yield from islice(_exactly(samples, part), number - samples.start, None)
             part.skip()
             number = samples.stop
 
@@ -182,13 +182,16 @@ def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
 
 
 class _Part:
-    """The next so many bytes of a stream, as a file."""
+    """The next so many bytes of a stream, as a file. Raises: DataError."""
 
-    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
-        self._stream, self._left = stream, num_bytes
+    def __init__(self, stream: BinaryIO, num_bytes: int, where: str) -> None:
+        self._stream, self._left, self.where = stream, num_bytes, where
 
     def read(self, num_bytes: int) -> bytes:
-        chunk = self._stream.read(min(num_bytes, self._left))
+        try:
+            chunk = self._stream.read(min(num_bytes, self._left))
+        except OSError as error:
+            raise DataError(f"cannot read {self.where}: {error.strerror or error}") from error
         self._left -= len(chunk)
         return chunk
 
@@ -197,12 +200,12 @@ class _Part:
             pass
 
 
-def _exactly(samples: range, part: _Part, where: str) -> Iterator[RawSample | DamagedShardError]:
+def _exactly(samples: range, part: _Part) -> Iterator[RawSample | DamagedShardError]:
     """The samples of a part of a shard, as many as its manifest says: the rest are damage."""
     of, count = f" from sample {samples.start} on" if samples.start else "", len(samples)
     num_read, held, damage = 0, None, None
     try:
-        for raw in _members(part, where):
+        for raw in _members(part):
             num_read += 1
             if num_read > count:
                 break
@@ -219,23 +222,21 @@ def _exactly(samples: range, part: _Part, where: str) -> Iterator[RawSample | Da
         found = str(num_read)
     if held is not None:
         yield held
-    says = f"{where} holds {found} samples{of}, its manifest says {count}"
+    says = f"{part.where} holds {found} samples{of}, its manifest says {count}"
     for _ in range(num_read, count):
         yield damage or DamagedShardError(says)
 
 
-def _members(stream: _Part, where: str) -> Iterator[RawSample]:
+def _members(part: _Part) -> Iterator[RawSample]:
     try:
         # It takes any stream, whatever its annotation says.
-        files = tar_file_iterator(stream, handler=_reraise)  # type: ignore[arg-type]
-        located = ({"__url__": where, **file} for file in files)
+        files = tar_file_iterator(part, handler=_reraise)  # type: ignore[arg-type]
+        located = ({"__url__": part.where, **file} for file in files)
         yield from group_by_keys(located, handler=_reraise)
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DamagedShardError(f"{where} is damaged: {_reason(error)}") from error
+        raise DamagedShardError(f"{part.where} is damaged: {_reason(error)}") from error
     except DataError as error:
         raise DataError(_reason(error)) from error
-    except OSError as error:
-        raise DataError(f"cannot read {where}: {error.strerror or error}") from error
 
 
 def _reason(error: Exception) -> str:

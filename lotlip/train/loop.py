@@ -122,7 +122,7 @@ def train_steps(
     """
     model = distributed.data_parallel(state.model).train()
     steps_per_epoch = source.epoch(0).steps
-    allowance = BadSampleAllowance(data.max_bad_fraction, source)
+    allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
     while state.step < loop.num_steps:
         epoch, start_step = divmod(state.step, steps_per_epoch)
         own = streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams)
@@ -141,6 +141,10 @@ def train_steps(
                 state, model, batch, source.captions.short_caption, lr, loop, optim, to_stop()
             )
             state.step += 1
+            state.num_bad += done.num_bad
+            if state.step % steps_per_epoch == 1 or steps_per_epoch == 1:
+                state.num_bad_in_epoch = 0
+            state.num_bad_in_epoch += done.num_bad
             yield Step(
                 step=state.step,
                 epoch=epoch,
@@ -156,7 +160,7 @@ def train_steps(
                 trace=batch.trace,
                 to_stop=done.to_stop,
             )
-            allowance.take(epoch, done.num_bad, batch)
+            allowance.take(epoch, batch)
             if state.step == loop.num_steps:
                 break
             began = time.perf_counter()
@@ -226,24 +230,21 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class BadSampleAllowance:
-    """Counts the bad samples of an epoch, over all workers, and stops above the share allowed."""
+class _BadSampleAllowance:
+    """Stops training when an epoch has too many bad samples."""
 
-    def __init__(self, max_fraction: float, source: Source) -> None:
-        self.max_fraction = max_fraction
-        self.limit = int(max_fraction * source.manifest.num_samples)
-        self.epoch, self.count = -1, 0
-        self.own: list[BadSample] = []
+    def __init__(self, max_fraction: float, source: Source, state: TrainState) -> None:
+        self._max_fraction, self._state = max_fraction, state
+        self._limit = int(max_fraction * source.manifest.num_samples)
+        self._own: list[BadSample] = []
 
-    def take(self, epoch: int, num_bad: int, batch: Batch) -> None:
-        """Raises: DataError with this worker's first bad samples, once there are too many."""
-        if epoch != self.epoch:
-            self.epoch, self.count, self.own = epoch, 0, []
-        self.count += num_bad
-        self.own += batch.bad
-        if self.count > self.limit:
-            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self.own[:5])
+    def take(self, epoch: int, batch: Batch) -> None:
+        """Raises: DataError with this worker's last bad samples, once there are too many."""
+        self._own = [*self._own, *batch.bad][-5:]
+        if self._state.num_bad_in_epoch > self._limit:
+            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self._own)
             raise DataError(
-                f"{self.count} bad samples in epoch {epoch}, more than data.max_bad_fraction="
-                f"{self.max_fraction} allows: {listed or 'other workers tell which'}"
+                f"{self._state.num_bad_in_epoch} bad samples in epoch {epoch}, more than "
+                f"data.max_bad_fraction={self._max_fraction} allows: "
+                f"{listed or 'other workers tell which'}"
             )

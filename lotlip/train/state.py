@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -13,7 +14,8 @@ from lotlip.errors import CheckpointError
 from lotlip.model import LoTLIP
 from lotlip.model.pretrained import load_exactly
 
-_MODEL, _OPTIMIZER, _STEP = "model.", "optimizer.", "step"
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+_COUNTS = ("step", "num_bad", "num_bad_in_epoch")
 
 
 @dataclass
@@ -24,28 +26,45 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps done."""
+    num_bad: int = 0
+    """Bad samples met, by all workers."""
+    num_bad_in_epoch: int = 0
+    """Those of the current epoch."""
 
 
-def to_bytes(state: TrainState) -> bytes:
-    """The state as one safetensors file."""
+def to_bytes(state: TrainState, share: int = 0, num_shares: int = 1) -> bytes:
+    """One of `num_shares` shares of the state, about equally large, as a safetensors file."""
     tensors = {_MODEL + name: value for name, value in state.model.state_dict().items()}
     names = {id(parameter): name for name, parameter in state.model.named_parameters()}
     for parameter, moments in state.optimizer.state.items():
         for moment, value in moments.items():
             tensors[f"{_OPTIMIZER}{names[id(parameter)]}.{moment}"] = value
-    tensors[_STEP] = torch.tensor(state.step)
+    total = sum(value.nbytes for value in tensors.values())
+    own, before = {}, 0
+    for name, value in sorted(tensors.items()):
+        if before * num_shares // max(1, total) == share:
+            own[name] = value
+        before += value.nbytes
+    if share == 0:
+        own |= {name: torch.tensor(getattr(state, name)) for name in _COUNTS}
     # Copies: tensors that share memory, or views, are refused by safetensors.
-    return safetensors.torch.save({k: v.detach().cpu().clone() for k, v in tensors.items()})
+    return safetensors.torch.save({k: v.detach().cpu().clone() for k, v in own.items()})
 
 
-def from_bytes(state: TrainState, content: bytes, where: str) -> None:
-    """Fill a state that was built from the same config. Raises: CheckpointError."""
-    try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{where} is damaged: {error}") from error
-    if _STEP not in tensors:
-        raise CheckpointError(f"{where} is not a training state: it has no step")
+def from_bytes(state: TrainState, shares: Sequence[bytes], where: str) -> None:
+    """Fill a state that was built from the same config, from all shares. Raises: CheckpointError.
+
+    The number of shares need not be that of the workers now.
+    """
+    tensors: dict[str, Tensor] = {}
+    for content in shares:
+        try:
+            tensors |= safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise CheckpointError(f"{where} is damaged: {error}") from error
+    missing = [name for name in _COUNTS if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{where} is not a training state: it has no {missing[0]}")
     model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     load_exactly(state.model, model, where)
     moments = {k: v for k, v in tensors.items() if k.startswith(_OPTIMIZER)}
@@ -61,7 +80,8 @@ def from_bytes(state: TrainState, content: bytes, where: str) -> None:
             f"{where} has moments of parameters that don't learn here: resume with the locked "
             "layers it was trained with"
         )
-    state.step = int(tensors[_STEP])
+    for name in _COUNTS:
+        setattr(state, name, int(tensors[name]))
 
 
 def _moments_of(moments: dict[str, Tensor], name: str, parameter: Tensor) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class StepTrace:
         samples = [list(sample) for sample in self.samples]
         digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()[:16]
         content = {"step": self.step, "epoch": self.epoch, "digest": digest, "samples": samples}
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content)
 
 
 def joined(of_ranks: Sequence[Sequence[StepTrace]]) -> list[StepTrace]:

@@ -114,7 +114,7 @@ def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
     config = load_config(TrainConfig, "train/scenes", overrides)
     display = TrainDisplay(arm.title, config.train.num_steps)
     try:
-        return train(config, display).model_uri
+        return train(config, display, command="lotlip demo").model_uri
     finally:
         display.close()
 

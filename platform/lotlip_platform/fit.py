@@ -55,6 +55,7 @@ def fit(
         "environment": store_environment(),
         "folder": os.getcwd(),
         "mailbox": mailbox,
+        "life": f"{time.time_ns():x}",
     }
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_driver())(_fit)
     fitting = task.remote(config, arguments, str(home() / "ray-train"))

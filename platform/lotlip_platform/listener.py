@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from lotlip.errors import DataError
 from lotlip.evaluate.figures import curves
 from lotlip_platform import tracking
 from lotlip_platform.mailbox import Event
@@ -27,8 +28,7 @@ class Listener:
 
     def __init__(self, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch) -> None:
         self._folder, self._tracked, self._watch = folder, tracked, watch
-        # Steps that are trained again after a failure meet their bad samples again.
-        self._bad = {_place(sample): sample for sample in folder.read_bad_samples()}
+        self._bad: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.start_life()
 
     def start_life(self) -> None:
@@ -67,9 +67,20 @@ class Listener:
 
     def record_bad_samples(self) -> None:
         """Write the list of bad samples, over all lives of the run; due however it ends."""
-        bad = [self._bad[place] for place in sorted(self._bad)]
-        content = self._folder.write_bad_samples(bad)
+        # Steps that are trained again after a failure meet their bad samples again.
+        found = {_place(sample): sample for sample in self._folder.read_bad_samples()} | self._bad
+        content = self._folder.write_bad_samples(found[place] for place in sorted(found))
         self._tracked.log_file_later("bad_samples.jsonl", content)
+
+    def check_ledger(self) -> None:
+        """Raises: DataError unless read = used + recorded as bad, at the end of training."""
+        ledger = (self._folder.read_result() or {}).get("samples", {})
+        recorded = len(self._folder.read_bad_samples())
+        if ledger and ledger["read"] != ledger["used"] + recorded:
+            raise DataError(
+                f"{self._folder.uri}: of {ledger['read']} samples read, {ledger['used']} were used "
+                f"and {recorded} are recorded as bad; something was lost, please report this"
+            )
 
     def draw_curves(self, config: TrainConfig) -> None:
         """Once all have told all."""

@@ -23,6 +23,7 @@ from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.train_config import TrainConfig
 
 _LOOK_FOR_DRAINS_S = 2.0
+_WAITING_S = 60.0
 
 
 def run_workers(
@@ -48,19 +49,23 @@ def run_workers(
                 failure = fit(
                     config, run=folder.uri, data=data, mailbox=mailbox, listen=life.attend
                 )
-                if failure is None and listener.stopped_at is None:
-                    break
+                if failure is not None and failure.users_own is not None:
+                    raise failure.users_own
                 if request.by:
                     raise _stopped(config, listener.stopped_at, request, tracked, command)
-                if failure is not None:
-                    failures += 1
-                    _judge(failure, failures, config.cluster.max_failures)
-                    listener.note(f"the workers failed ({failure.reason}): starting them again")
+                if listener.stopped_at is not None:  # a machine was drained: go on elsewhere
+                    continue
+                if failure is None:
+                    break
+                failures += 1
+                _check_failures(failure, failures, config.cluster.max_failures)
+                listener.note(f"the workers failed ({failure.reason}): starting them again")
     except BaseException:
         with contextlib.suppress(LotlipError):  # what came first is what is told
             listener.record_bad_samples()
         raise
     listener.record_bad_samples()
+    listener.check_ledger()
     listener.draw_curves(config)
 
 
@@ -69,13 +74,15 @@ class _Life:
 
     def __init__(self, mailbox: Any, listener: Listener, request: StopRequest) -> None:
         self._mailbox, self._listener, self._request = mailbox, listener, request
-        self._looked, self._told = 0.0, False
+        self._looked, self._told, self._began = 0.0, False, time.monotonic()
+        self._waits_told = False
         listener.start_life()
         mailbox.tell_to_stop.remote(False)
 
     def attend(self) -> None:
         """Raises: KeyboardInterrupt if the run is to stop before there is anything to save."""
         self._listener.take(self._mailbox)
+        self._tell_of_waiting()
         if self._told:
             return
         if self._request.by:
@@ -87,16 +94,24 @@ class _Life:
             if self._listener.is_training and self._listener.nodes & draining_nodes():
                 self._stop("Ray drains a machine of this run: saving, then going on elsewhere")
 
+    def _tell_of_waiting(self) -> None:
+        waited = not self._listener.nodes and time.monotonic() - self._began > _WAITING_S
+        if waited and not self._waits_told:
+            self._waits_told = True
+            free = ray.available_resources()
+            self._listener.note(
+                f"still waiting for workers after {_WAITING_S:.0f} s; free in the cluster: "
+                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs"
+            )
+
     def _stop(self, why: str) -> None:
         self._told = True
         self._listener.note(why)
         self._mailbox.tell_to_stop.remote(True)
 
 
-def _judge(failure: Failure, failures: int, max_failures: int) -> None:
-    """Raises: LotlipError if starting the workers again makes no sense."""
-    if failure.users_own is not None:
-        raise failure.users_own
+def _check_failures(failure: Failure, failures: int, max_failures: int) -> None:
+    """Raises: ClusterError if the workers have failed too often."""
     if failures > max_failures:
         raise ClusterError(
             f"training failed {failures} times, last with: {failure.reason}; the run "
@@ -111,7 +126,7 @@ def _stopped(
     tracked: tracking.TrackedRun,
     command: str,
 ) -> KeyboardInterrupt:
-    if at is None:  # they failed while they were to stop
+    if at is None:  # they failed meanwhile, or training was done
         return KeyboardInterrupt()
     tracked.tag_later(
         {

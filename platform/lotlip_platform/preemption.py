@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ray._private.state import state as ray_state
+from ray.exceptions import RayError
 
 
 class Stopped(KeyboardInterrupt):
@@ -59,4 +60,7 @@ def draining_nodes() -> set[str]:
     """Ids of the machines that Ray is about to give up: spot instances called back, scale-down."""
     # Ray's public ways to know are a barrier over all workers (ray.train.get_preemption_info), or
     # need its dashboard.
-    return set(ray_state.get_draining_nodes())
+    try:
+        return set(ray_state.get_draining_nodes())
+    except RayError:
+        return set()  # a client connection, ray://, can't ask; a lost cluster is told elsewhere

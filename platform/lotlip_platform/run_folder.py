@@ -3,20 +3,18 @@
 RUN/config.json                     the resolved config; a run is resumed with the same only
 RUN/tokenizer/...
 RUN/run.json                        the MLflow run, once there is one
-RUN/checkpoints/step-00000500/      state.safetensors, then commit.json
+RUN/checkpoints/...                 see `checkpoints`
 RUN/model/...                       the exported model, once training is done
-RUN/trace.jsonl                     with train.trace: what each step was trained on; until training
-                                    is done in parts, trace/step-00000500.jsonl
+RUN/bad_samples.jsonl               samples that could not be used
+RUN/trace.jsonl                     with train.trace: what each step was trained on
 RUN/result.json                     the final metrics; written last
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,8 @@ from lotlip.train.trace import StepTrace, read_trace
 from lotlip_platform.config import flat
 
 _CONFIG, _RUN, _RESULT = "config.json", "run.json", "result.json"
-_TRACE = "trace.jsonl"
-_BAD = "bad_samples.jsonl"
-_STATE, _COMMIT = "state.safetensors", "commit.json"
+BAD, TRACE = "bad_samples", "trace"
+"""Files that grow with training; until it is done they are in parts, BAD/step-00000500.jsonl."""
 _MAY_CHANGE = frozenset(
     (
         *("cluster", "tracking", "checkpoint", "eval"),
@@ -79,35 +76,6 @@ class RunFolder:
         files = {name.removeprefix("tokenizer/"): self.store.read(name) for name in names}
         return Tokenizer.from_files(files)
 
-    def save_checkpoint(self, step: int, state: bytes, *, keep_last: int) -> None:
-        """Write a checkpoint, commit it, then remove the oldest beyond `keep_last`.
-
-        Those of later steps go as well: they were damaged, or training would not be here again.
-        """
-        name = f"checkpoints/step-{step:08d}"
-        self.store.write(f"{name}/{_STATE}", state)
-        commit = {"sha256": hashlib.sha256(state).hexdigest(), "num_bytes": len(state)}
-        self._write_json(f"{name}/{_COMMIT}", commit)
-        committed = self._committed()
-        end = committed.index(name.removeprefix("checkpoints/")) + 1
-        for old in [*committed[: max(0, end - keep_last)], *committed[end:]]:
-            # The commit goes first: what is left of a removal is never taken for a checkpoint.
-            self.store.delete(f"checkpoints/{old}/{_COMMIT}")
-            self.store.delete(f"checkpoints/{old}/{_STATE}")
-
-    def latest_checkpoint(self, on_damage: Callable[[str], None]) -> tuple[str, bytes] | None:
-        """Address and content of the newest whole checkpoint.
-
-        A damaged one is told to `on_damage`, and the one before it is taken.
-        """
-        for name in reversed(self._committed()):
-            state = self._read_state(name)
-            where = f"{self.uri}/checkpoints/{name}"
-            if state is not None:
-                return where, state
-            on_damage(f"{where} is damaged: going back to the checkpoint before it")
-        return None
-
     def write_model(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             self.store.write(f"model/{name}", content)
@@ -116,53 +84,59 @@ class RunFolder:
         names = self.store.list("model/")
         return {name.removeprefix("model/"): self.store.read(name) for name in names}
 
-    def write_bad_samples(self, samples: Iterable[Mapping[str, Any]]) -> bytes:
-        """Write the list, one JSON object a line; what was written."""
-        content = "".join(json.dumps(sample) + "\n" for sample in samples).encode()
-        self.store.write(_BAD, content)
-        return content
+    def write_part(self, of: str, step: int, lines: Sequence[str]) -> None:
+        """Add to a file of the run what came since the last checkpoint, with that of `step`.
 
-    def read_bad_samples(self) -> list[dict[str, Any]]:
-        if not self.store.exists(_BAD):
-            return []
-        return [json.loads(line) for line in self.store.read(_BAD).splitlines()]
+        Parts, since objects in S3 can't be appended to.
+        """
+        if lines:
+            self.store.write(_part(of, step), "".join(f"{line}\n" for line in lines).encode())
 
-    def write_trace(self, steps: Sequence[StepTrace]) -> None:
-        """Write the trace of the steps since the last checkpoint."""
-        content = "".join(f"{step.to_line()}\n" for step in steps)
-        self.store.write(_trace_part(steps[-1].step), content.encode())
-
-    def drop_trace(self, behind: int) -> None:
-        """Remove what was traced behind a step: it is trained again."""
-        for name in self._trace_parts():
-            if name > _trace_part(behind):
+    def drop_parts(self, of: str, behind: int) -> None:
+        """Remove what was added behind a step: it is trained again."""
+        for name in self._parts(of):
+            if name > _part(of, behind):
                 self.store.delete(name)
 
-    def join_trace(self) -> None:
-        """Make the parts one file, once training is done."""
-        parts = self._trace_parts()
+    def join_parts(self, of: str) -> None:
+        """Make one file of the parts, which stay."""
+        parts = self._parts(of)
         if not parts:
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _TRACE
+            path = Path(folder) / "joined"
             with path.open("wb") as file:
                 for name in parts:
                     file.write(self.store.read(name))
-            self.store.write_file(_TRACE, path)
-        for name in parts:
-            self.store.delete(name)
+            self.store.write_file(f"{of}.jsonl", path)
+
+    def read_parts(self, of: str) -> Iterator[bytes]:
+        """The lines of a file of the run as far as it goes."""
+        whole = f"{of}.jsonl"
+        for name in self._parts(of) or [whole] * self.store.exists(whole):
+            with self.store.open(name) as file:
+                yield from file
+
+    def write_bad_samples(self, samples: Iterable[Mapping[str, Any]]) -> bytes:
+        """Write the whole list, one JSON object a line; what was written."""
+        content = "".join(json.dumps(sample) + "\n" for sample in samples).encode()
+        self.store.write(f"{BAD}.jsonl", content)
+        return content
+
+    def read_bad_samples(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.read_parts(BAD)]
 
     def read_trace(self) -> Iterator[StepTrace]:
         """The trace as far as it goes. Raises: DataError if there is none."""
-        names = [_TRACE] if self.store.exists(_TRACE) else self._trace_parts()
-        if not names:
+        steps = read_trace(self.read_parts(TRACE), f"{self.uri}/{TRACE}.jsonl")
+        first = next(steps, None)
+        if first is None:
             raise DataError(f"{self.uri} has no trace: train with train.trace=true")
-        for name in names:
-            with self.store.open(name) as file:
-                yield from read_trace(file, f"{self.uri}/{name}")
+        yield first
+        yield from steps
 
-    def _trace_parts(self) -> list[str]:
-        return self.store.list("trace/")
+    def _parts(self, of: str) -> list[str]:
+        return self.store.list(f"{of}/")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         self._write_json(_RESULT, result)
@@ -177,23 +151,6 @@ class RunFolder:
     def read_tracked(self) -> dict[str, Any]:
         return self._read_json(_RUN) if self.store.exists(_RUN) else {}
 
-    def _committed(self) -> list[str]:
-        """Names of committed checkpoints, the oldest first."""
-        names = self.store.list("checkpoints/")
-        found = (re.fullmatch(rf"checkpoints/(step-\d+)/{_COMMIT}", name) for name in names)
-        return sorted(match[1] for match in found if match)
-
-    def _read_state(self, name: str) -> bytes | None:
-        """The content of a checkpoint, None if it isn't what was committed."""
-        try:
-            commit = self._read_json(f"checkpoints/{name}/{_COMMIT}")
-        except CheckpointError:
-            return None
-        if not self.store.exists(f"checkpoints/{name}/{_STATE}"):
-            return None
-        state = self.store.read(f"checkpoints/{name}/{_STATE}")
-        return state if hashlib.sha256(state).hexdigest() == commit.get("sha256") else None
-
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.store.write(name, json.dumps(content, indent=1).encode())
 
@@ -207,8 +164,8 @@ class RunFolder:
         return content
 
 
-def _trace_part(last_step: int) -> str:
-    return f"trace/step-{last_step:08d}.jsonl"
+def _part(of: str, step: int) -> str:
+    return f"{of}/step-{step:08d}.jsonl"
 
 
 def _claimed(config: Any, data_digest: str) -> dict[str, Any]:

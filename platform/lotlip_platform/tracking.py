@@ -42,6 +42,8 @@ FAILURES = (MlflowException, RequestException, OSError, *CALL_FAULTS)
 """What an unreachable or unwilling server, or its artifact store, looks like from here."""
 _FLUSH_S = 30.0  # how long the end of a run waits for metrics that are still under way
 _ANSWER_S = 10.0  # how long a server may take to say that it is there
+STOP_TAGS = frozenset(("stopped", "continue_with"))
+"""Of a run that was told to stop: by whom and where, and what goes on from there."""
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -254,6 +256,8 @@ def _reopened(client: MlflowClient, run_id: str | None) -> str | None:
         return None
     try:
         client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for tag in STOP_TAGS & client.get_run(run_id).data.tags.keys():
+            client.delete_tag(run_id, tag)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

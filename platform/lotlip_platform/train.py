@@ -1,7 +1,7 @@
 """`lotlip train`: from a config to a trained, evaluated and registered model.
 
-The driver prepares the run folder, lets Ray Train run `train_worker` on every worker, and meanwhile
-passes on what rank 0 tells: to MLflow and to whoever watches.
+The driver checks everything that can be checked, prepares the run folder and the run in MLflow, has
+`lives` run the workers, and registers the model.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from lotlip.images import AugmentConfig
 from lotlip.model import ModelConfig
 from lotlip.train.loop import LoopConfig
 from lotlip.train.optim import OptimConfig
+from lotlip_platform.checkpoints import CheckpointConfig
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.tracking_address import TrackingConfig
 
@@ -29,18 +30,6 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ConfigError(f"tokenizer.num_samples={self.num_samples} must be 1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """What is kept of a run while it trains."""
-
-    keep_last: int = 2
-    """Newest checkpoints kept; the one before is what a damaged one falls back to."""
-
-    def __post_init__(self) -> None:
-        if self.keep_last < 1:
-            raise ConfigError(f"checkpoint.keep_last={self.keep_last} must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +57,11 @@ class TrainConfig:
             raise ConfigError(
                 f"name={self.name!r} must be made of letters, digits, '.', '_' and '-': it names "
                 "a folder"
+            )
+        if self.checkpoint.keep_best and not (self.eval.data and self.train.eval_every_steps):
+            raise ConfigError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} needs evaluations to tell the "
+                "best by: set eval.data and train.eval_every_steps, or leave it 0"
             )
         augmented = self.augment.min_crop_area < 1.0 or self.augment.flip
         if self.data.features and (self.model.image.locked_layers != -1 or augmented):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -15,24 +14,22 @@ from lotlip import distributed, export
 from lotlip.data.manifest import read_manifest
 from lotlip.data.pipeline import Source
 from lotlip.data.sample import Sample
-from lotlip.errors import CheckpointError
+from lotlip.errors import CheckpointError, ConfigError
 from lotlip.evaluate.benchmarks import Report, read_benchmark, retrieval_figure, run_benchmark
 from lotlip.model import LoTLIP
 from lotlip.model.pretrained import build
 from lotlip.tokenizer import Tokenizer
 from lotlip.train import state as train_state
-from lotlip.train.loop import Step, train_steps
+from lotlip.train.loop import train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
-from lotlip.train.trace import StepTrace, joined
+from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
-from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.run_folder import BAD, TRACE, RunFolder
+from lotlip_platform.step_log import Meter, Records, Send
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
-
-Send = Callable[[dict[str, Any]], None]
-"""Tells the driver; of every kind of event below, one dictionary."""
 
 
 def train_worker(arguments: Mapping[str, Any]) -> None:
@@ -40,7 +37,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
 
     `arguments`: the resolved `config` as plain values, the addresses of the `run` folder and of
     the `data` (or its features) to train on, the `environment` that leads to the store, the
-    driver's current `folder` and its `mailbox`.
+    driver's current `folder` and its `mailbox`, and a name for this `life` of the workers.
     """
     os.environ.update(arguments["environment"])
     if os.path.isdir(arguments["folder"]):
@@ -49,32 +46,40 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     folder = RunFolder(open_store(arguments["run"]))
     mailbox = arguments["mailbox"]
 
-    send = _Sender(mailbox)
+    send = Sender(mailbox)
     send({"kind": "born", "node": ray.get_runtime_context().get_node_id()})
     try:
-        _train(config, folder, arguments["data"], send)
+        _train(config, folder, arguments["data"], arguments["life"], send)
     finally:
         # The calls before this one have arrived, too, once it is answered.
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
-class _Sender:
+class Sender:
     """Tells the driver, and hears from it."""
 
     def __init__(self, mailbox: Any) -> None:
-        self._mailbox, self._answer = mailbox, None
+        self._mailbox = mailbox
+        self._answer: ray.ObjectRef | None = None
+        """Not yet read. Later ones don't take its place, or it would never be there in time."""
+        self._told = False
 
     def __call__(self, event: dict[str, Any]) -> None:
-        self._answer = self._mailbox.put.remote(event)
+        answer = self._mailbox.put.remote(event)
+        self._answer = self._answer or answer
 
     def to_stop(self) -> bool:
-        """Whether the last answer, if it is there, says to save and stop."""
-        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
-            return False
-        return ray.get(self._answer)
+        """Whether the driver has said to save and stop, as far as its answers are here."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._told = ray.get(self._answer)
+            self._answer = None
+        return self._told
+
+    def note(self, text: str) -> None:
+        self({"kind": "note", "text": text})
 
 
-def _train(config: TrainConfig, folder: RunFolder, data: str, send: _Sender) -> None:
+def _train(config: TrainConfig, folder: RunFolder, data: str, life: str, send: Sender) -> None:
     tokenizer = folder.read_tokenizer()
     if tokenizer is None:
         raise CheckpointError(
@@ -85,8 +90,10 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: _Sender) -> 
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
     check_tower(source.manifest.made_by, state.model.image_tower)
-    meter = _Meter(send)
-    traced: list[StepTrace] = []
+    meter, records = Meter(send), Records(folder)
+    writer = Writer(life=life, rank=distributed.rank(), num_workers=distributed.world_size())
+    saver = Saver(Checkpoints(folder.store), writer, config.checkpoint, note=send.note)
+    metric: float | None = None
     steps = train_steps(
         state,
         source,
@@ -97,27 +104,32 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, send: _Sender) -> 
     )
     for step in steps:
         meter.take(step)
-        if config.train.trace:
-            traced.append(StepTrace(step=step.step, epoch=step.epoch, samples=step.trace))
+        records.take(step)
         last = step.step == config.train.num_steps
-        if step.step % config.train.log_every_steps == 0 or last:
+        save = step.step % config.train.save_every_steps == 0 or last or step.to_stop
+        # With each save as well: after a resume the means are over the same steps as without.
+        if step.step % config.train.log_every_steps == 0 or save:
             meter.log(step)
         every = config.train.eval_every_steps
-        if held_out and every and step.step % every == 0 and not last:
-            _evaluate(config, state.model, held_out, step.step, send)
-        due = step.step % config.train.save_every_steps == 0 or last or step.to_stop
-        if due and config.train.trace:
-            of_ranks = distributed.gather_objects(traced)
-            traced = []
-            if distributed.rank() == 0:
-                folder.write_trace(joined(of_ranks))
-        if due and distributed.rank() == 0:
-            content = train_state.to_bytes(state)
-            folder.save_checkpoint(step.step, content, keep_last=config.checkpoint.keep_last)
-            send({"kind": "saved", "step": step.step})
+        # Not where training is to stop: a machine may have little time left to save.
+        at_rest = last or step.to_stop
+        if held_out and every and step.step % every == 0 and not at_rest:
+            report = _evaluate(config, state.model, held_out, step.step, send)
+            metric = _best_by(config, report)
+        if save:
+            saver.save(
+                step.step,
+                train_state.to_bytes(state, distributed.rank(), distributed.world_size()),
+                metric=metric,
+                before_commit=records.cut(step.step),
+                after_commit=lambda at=step.step: send({"kind": "saved", "step": at}),
+            )
         if step.to_stop and not last:
-            send({"kind": "stopped", "step": step.step})
+            saver.finish()
+            if writer.rank == 0:  # whose save is through when all is committed
+                send({"kind": "stopped", "step": step.step})
             return
+    saver.finish()
     _finish(config, state, held_out, folder, send)
 
 
@@ -156,7 +168,7 @@ def _held_out(config: TrainConfig) -> list[Sample]:
 
 
 def _resumed(
-    config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Send
+    config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Sender
 ) -> TrainState:
     """The state to train on from: that of the newest checkpoint, or a new one."""
     model = initial_model(config, tokenizer).to(ray.train.torch.get_device())
@@ -164,15 +176,18 @@ def _resumed(
 
     def note(text: str) -> None:
         if distributed.rank() == 0:
-            send({"kind": "note", "text": text})
+            send.note(text)
 
-    checkpoint = folder.latest_checkpoint(on_damage=note)
+    checkpoints = Checkpoints(folder.store)
+    checkpoint = checkpoints.latest(on_damage=note)
     if checkpoint is not None:
-        where, content = checkpoint
-        train_state.from_bytes(state, content, where)
+        where, shares = checkpoint
+        train_state.from_bytes(state, shares, where)
         note(f"resuming at step {state.step} of {config.train.num_steps}")
     if distributed.rank() == 0:
-        folder.drop_trace(behind=state.step)
+        checkpoints.drop_later(state.step)
+        for of in (BAD, TRACE):
+            folder.drop_parts(of, behind=state.step)
     return state
 
 
@@ -189,6 +204,19 @@ def _evaluate(
     return report
 
 
+def _best_by(config: TrainConfig, report: Report) -> float | None:
+    """What tells the best checkpoints. Raises: ConfigError if it isn't measured."""
+    name = config.checkpoint.best_metric
+    if not config.checkpoint.keep_best:
+        return None
+    if name not in report.metrics:
+        raise ConfigError(
+            f"checkpoint.best_metric={name} is not measured by eval.benchmark="
+            f"{config.eval.benchmark}; these are: {', '.join(report.metrics)}"
+        )
+    return report.metrics[name].value
+
+
 def _finish(
     config: TrainConfig, state: TrainState, held_out: list[Sample], folder: RunFolder, send: Send
 ) -> None:
@@ -197,45 +225,17 @@ def _finish(
         folder.write_model(export.to_files(state.model))  # first: an evaluation may fail
     report = _evaluate(config, state.model, held_out, state.step, send) if held_out else None
     if distributed.rank() == 0:
-        folder.join_trace()
+        for of in (BAD, TRACE):
+            folder.join_parts(of)
+        read = config.train.num_steps * config.train.global_batch
         metrics = report.metrics if report else {}
         folder.write_result(
             {
                 "steps": state.step,
+                "samples": {"read": read, "used": read - state.num_bad},
                 "digest": export.digest(state.model),
                 "metrics": {name: vars(interval) for name, interval in metrics.items()},
             }
         )
-
-
-@dataclass
-class _Meter:
-    """Averages the steps between two logs; rank 0 sends them, bad samples come from all."""
-
-    send: Send
-    steps: list[Step] = field(default_factory=list)
-
-    def take(self, step: Step) -> None:
-        self.steps.append(step)
-        if step.bad:
-            samples = [{"epoch": step.epoch, **vars(bad)} for bad in step.bad]
-            self.send({"kind": "bad", "samples": samples})
-        if distributed.rank() == 0:
-            self.send({"kind": "step", "step": step.step, "loss": step.loss})
-
-    def log(self, step: Step) -> None:
-        seconds = sum(taken.step_s for taken in self.steps)
-        world = distributed.world_size()
-        if distributed.rank() == 0 and seconds > 0:
-            metrics = {
-                "train/loss": sum(taken.loss for taken in self.steps) / len(self.steps),
-                "train/scale": step.scale,
-                "train/lr": step.lr,
-                "train/grad_norm": step.grad_norm,
-                "train/epoch": float(step.epoch),
-                "train/samples_per_s": world * sum(s.num_samples for s in self.steps) / seconds,
-                "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,
-                "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
-            }
-            self.send({"kind": "metrics", "step": step.step, "metrics": metrics})
-        self.steps = []
+        for of in (BAD, TRACE):  # not before: without a result, training may come back to them
+            folder.drop_parts(of, behind=0)

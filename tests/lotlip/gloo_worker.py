@@ -85,6 +85,8 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
     assert rows.grad is not None
     assert other.grad is not None
     objects = distributed.gather_objects({"rank": rank})
+    collected = distributed.collect_objects({"rank": rank})
+    assert collected == (objects if rank == 0 else [])
     assert objects == [{"rank": each} for each in range(world)]
     return {
         "gather|rows": everyone.detach(),

@@ -10,7 +10,7 @@ from lotlip.data.store import FolderStore, Store
 from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.tokenizer import Tokenizer
 from lotlip.train.trace import StepTrace
-from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.run_folder import BAD, TRACE, RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 
 
@@ -30,29 +30,6 @@ class Config:
     checkpoint: Group = field(default_factory=Group)
 
 
-class Recording:
-    """A store that remembers the order of its changes, and may refuse from one of them on."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self.changes, self.refuse_at = store, [], -1
-
-    def __getattr__(self, name: str):
-        return getattr(self._store, name)
-
-    def write(self, name: str, data: bytes) -> None:
-        self._change("write", name)
-        self._store.write(name, data)
-
-    def delete(self, name: str) -> None:
-        self._change("delete", name)
-        self._store.delete(name)
-
-    def _change(self, verb: str, name: str) -> None:
-        if len(self.changes) == self.refuse_at:
-            raise KeyboardInterrupt
-        self.changes.append((verb, name.removeprefix("checkpoints/")))
-
-
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
@@ -68,17 +45,12 @@ def folder(store: Store) -> RunFolder:
     return RunFolder(store)
 
 
-def no_damage(note: str) -> None:
-    raise AssertionError(note)
-
-
 def test_a_new_folder_holds_nothing(folder: RunFolder) -> None:
     folder.check_claim(Config(), "digest")
     assert folder.read_result() is None
     assert folder.read_tracked() == {}
     assert folder.read_tokenizer() is None
     assert folder.read_model() == {}
-    assert folder.latest_checkpoint(no_damage) is None
     assert folder.store.list() == []
 
 
@@ -129,88 +101,6 @@ def test_json_that_is_no_object_is_damage(folder: RunFolder) -> None:
             read()
 
 
-def test_a_checkpoint_counts_only_once_its_commit_is_there(folder: RunFolder) -> None:
-    recording = Recording(folder.store)
-    RunFolder(recording).save_checkpoint(5, b"five", keep_last=2)
-    assert recording.changes == [
-        ("write", "step-00000005/state.safetensors"),
-        ("write", "step-00000005/commit.json"),
-    ]
-    recording.refuse_at = 3
-    with pytest.raises(KeyboardInterrupt):
-        RunFolder(recording).save_checkpoint(10, b"ten", keep_last=2)
-    found = folder.latest_checkpoint(no_damage)
-    assert found == (f"{folder.uri}/checkpoints/step-00000005", b"five")
-
-
-def test_only_the_newest_checkpoints_are_kept(folder: RunFolder) -> None:
-    for step in (1, 2, 10, 100_000_000):
-        folder.save_checkpoint(step, b"%d" % step, keep_last=2)
-    assert folder.store.list("checkpoints/") == [
-        f"checkpoints/step-{step}/{name}"
-        for step in ("00000010", "100000000")
-        for name in ("commit.json", "state.safetensors")
-    ]
-    found = folder.latest_checkpoint(no_damage)
-    assert found is not None
-    assert found[1] == b"100000000"
-
-
-def test_a_removal_that_was_cut_short_leaves_no_checkpoint_behind(folder: RunFolder) -> None:
-    folder.save_checkpoint(1, b"one", keep_last=1)
-    recording = Recording(folder.store)
-    recording.refuse_at = 3
-    with pytest.raises(KeyboardInterrupt):
-        RunFolder(recording).save_checkpoint(2, b"two", keep_last=1)
-    assert recording.changes[2] == ("delete", "step-00000001/commit.json")
-    assert folder.store.exists("checkpoints/step-00000001/state.safetensors")
-    folder.store.delete("checkpoints/step-00000002/commit.json")
-    assert folder.latest_checkpoint(no_damage) is None
-
-
-@pytest.mark.parametrize("damage", ["torn", "changed", "missing", "commit", "no object"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(
-    folder: RunFolder, damage: str
-) -> None:
-    folder.save_checkpoint(1, b"first", keep_last=2)
-    folder.save_checkpoint(2, b"second", keep_last=2)
-    state, commit = (
-        f"checkpoints/step-00000002/{name}" for name in ("state.safetensors", "commit.json")
-    )
-    if damage == "missing":
-        folder.store.delete(state)
-    elif damage in ("commit", "no object"):
-        folder.store.write(commit, b'{"sha' if damage == "commit" else b"[]")
-    else:
-        folder.store.write(state, b"sec" if damage == "torn" else b"sEcond")
-    notes: list[str] = []
-    found = folder.latest_checkpoint(notes.append)
-    assert found == (f"{folder.uri}/checkpoints/step-00000001", b"first")
-    assert len(notes) == 1
-    assert "step-00000002 is damaged" in notes[0]
-
-
-def test_a_checkpoint_before_damaged_ones_takes_their_place(folder: RunFolder) -> None:
-    for step in (20, 30):
-        folder.save_checkpoint(step, b"%d" % step, keep_last=2)
-        folder.store.write(f"checkpoints/step-000000{step}/state.safetensors", b"")
-    folder.save_checkpoint(10, b"10", keep_last=2)
-    assert folder.latest_checkpoint(no_damage) == (
-        f"{folder.uri}/checkpoints/step-00000010",
-        b"10",
-    )
-
-
-def test_training_starts_anew_when_every_checkpoint_is_damaged(folder: RunFolder) -> None:
-    folder.save_checkpoint(1, b"first", keep_last=2)
-    folder.save_checkpoint(2, b"second", keep_last=2)
-    for step in (1, 2):
-        folder.store.write(f"checkpoints/step-0000000{step}/state.safetensors", b"")
-    notes: list[str] = []
-    assert folder.latest_checkpoint(notes.append) is None
-    assert len(notes) == 2
-
-
 def test_result_tracking_model_and_tokenizer_come_back_as_written(folder: RunFolder) -> None:
     tokenizer = Tokenizer.learn(
         ["a red house"], vocab_size=64, num_corner_tokens=2, context_length=16
@@ -237,18 +127,32 @@ def step(number: int) -> StepTrace:
     return StepTrace(step=number, epoch=0, samples=(SampleTrace(f"é{number}", "short", "00"),))
 
 
-def test_a_trace_is_written_in_parts_and_joined_in_the_end(store: Store) -> None:
-    folder = RunFolder(store)
+def test_a_trace_is_written_in_parts_and_joined_in_the_end(folder: RunFolder) -> None:
     with pytest.raises(DataError, match=r"has no trace: train with train\.trace=true"):
         list(folder.read_trace())
-    folder.write_trace([step(1), step(2)])
-    folder.write_trace([step(3), step(4)])
+    folder.write_part(TRACE, 2, [step(1).to_line(), step(2).to_line()])
+    folder.write_part(TRACE, 4, [step(3).to_line(), step(4).to_line()])
     assert list(folder.read_trace()) == [step(number) for number in (1, 2, 3, 4)]
-    folder.drop_trace(behind=2)  # training is back at step 2
+    folder.drop_parts(TRACE, behind=2)  # training is back at step 2
     assert list(folder.read_trace()) == [step(1), step(2)]
-    folder.write_trace([step(3)])
-    folder.join_trace()
+    folder.write_part(TRACE, 3, [step(3).to_line()])
+    folder.join_parts(TRACE)
     assert list(folder.read_trace()) == [step(1), step(2), step(3)]
-    assert store.list() == ["trace.jsonl"]
-    folder.join_trace()
-    assert len(store.read("trace.jsonl").splitlines()) == 3
+    folder.drop_parts(TRACE, behind=0)
+    assert folder.store.list() == ["trace.jsonl"]
+    folder.join_parts(TRACE)
+    assert len(folder.store.read("trace.jsonl").splitlines()) == 3
+
+
+def test_bad_samples_are_those_of_the_parts_until_they_are_joined(folder: RunFolder) -> None:
+    assert folder.read_bad_samples() == []
+    folder.write_bad_samples([{"index": 1}, {"index": 7}])  # by a run that ended early
+    assert folder.read_bad_samples() == [{"index": 1}, {"index": 7}]
+    folder.write_part(BAD, 5, ['{"index": 1}'])
+    folder.write_part(BAD, 10, [])
+    assert folder.store.list() == ["bad_samples.jsonl", "bad_samples/step-00000005.jsonl"]
+    assert folder.read_bad_samples() == [{"index": 1}]
+    folder.join_parts(BAD)
+    folder.drop_parts(BAD, behind=0)
+    assert folder.store.list() == ["bad_samples.jsonl"]
+    assert folder.read_bad_samples() == [{"index": 1}]

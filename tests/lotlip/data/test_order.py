@@ -251,6 +251,6 @@ def test_a_batch_larger_than_the_data_set_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["num_streams", "shuffle_window"])
-def test_streams_and_blocks_are_at_least_one(name: str) -> None:
+def test_streams_and_window_are_at_least_one(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"data.order.{name}=0 must be 1 or more"):
         OrderConfig(**{name: 0})

@@ -154,7 +154,7 @@ def zero_header(source: Source, shard: str, member: str) -> None:
 
 
 def assert_balanced(source: Source, found: list[Batch], bad: set[tuple[str, int]]) -> None:
-    """Every sample that the epoch reads is used, or recorded once and replaced from its stream."""
+    """Every sample that the epoch reads is used, or recorded once and replaced."""
     places, keys = places_of(source), keys_of(source)
     recorded = Counter((b.shard, b.index) for batch in found for b in batch.bad)
     assert recorded == Counter(place for place in places if place in bad)
@@ -165,10 +165,6 @@ def assert_balanced(source: Source, found: list[Batch], bad: set[tuple[str, int]
     assert used.total() == len(places) == NUM_STEPS * GLOBAL_BATCH
     replacements = used - Counter(good)
     assert replacements.total() == recorded.total()
-    stream_of = {keys[place]: stream for place, stream in places.items()}
-    assert Counter(stream_of[key] for key in replacements.elements()) == Counter(
-        places[place] for place in recorded
-    )
 
 
 def test_a_batch_is_what_seed_epoch_and_position_say(
@@ -327,7 +323,9 @@ def test_a_shard_that_is_missing_or_changed_is_an_error(damaged: Source, change:
 
 
 def test_where_nothing_is_readable_is_an_error(damaged: Source) -> None:
-    with pytest.raises(DataError, match=r"no long caption by nobody, .*nor is any of 64 others"):
+    with pytest.raises(
+        DataError, match=r"no long caption by nobody, .*nor could any of the"
+    ):
         global_batches(replace(damaged, captions=CaptionConfig(captioners=("nobody",))))
 
 

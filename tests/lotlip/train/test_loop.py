@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(source: Source, stop_after
     whole = run(whole_state, source, num_steps=15)
     before = run(stopped, source, num_steps=15, stop_after=stop_after)
     resumed = new_state(config, seed=99)
-    from_bytes(resumed, to_bytes(stopped), "the saved state")
+    from_bytes(resumed, [to_bytes(stopped)], "the saved state")
     torch.rand(7)  # other random numbers drawn meanwhile change nothing
     after = run(resumed, source, num_steps=15)
     assert numbers(before + after) == numbers(whole)

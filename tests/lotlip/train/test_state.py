@@ -58,12 +58,29 @@ def test_training_goes_on_bit_for_bit_after_a_restart(config):
     assert train(interrupted, 3) == losses[:3]
     content = to_bytes(interrupted)
     resumed = make_state(seed=9, **config)
-    from_bytes(resumed, content, "here")
+    from_bytes(resumed, [content], "here")
     assert resumed.step == 3
     assert to_bytes(resumed) == content
     assert train(resumed, 3) == losses[3:]
     assert_same_weights(resumed, uninterrupted)
     assert to_bytes(resumed) == to_bytes(uninterrupted)
+
+
+@pytest.mark.parametrize("num_shares", [2, 3, 7])
+def test_shares_are_about_equal_and_give_the_whole_together(num_shares: int):
+    state = make_state()
+    train(state, 2)
+    state.num_bad, state.num_bad_in_epoch = 5, 3
+    shares = [to_bytes(state, share, num_shares) for share in range(num_shares)]
+    assert sum(map(len, shares)) < len(to_bytes(state)) + 200 * num_shares
+    largest = max(value.nbytes for value in state.model.state_dict().values())
+    assert max(map(len, shares)) < len(to_bytes(state)) / num_shares + largest + 20_000
+    resumed = make_state(seed=9)
+    from_bytes(resumed, shares[::-1], "here")
+    assert to_bytes(resumed) == to_bytes(state)
+    assert (resumed.step, resumed.num_bad, resumed.num_bad_in_epoch) == (2, 5, 3)
+    with pytest.raises(CheckpointError, match=r"^here (lacks|is not a training state)"):
+        from_bytes(make_state(), shares[1:], "here")
 
 
 def test_the_moments_matter():
@@ -92,7 +109,7 @@ def test_a_state_in_use_goes_back_to_what_was_saved():
     state = make_state()
     start = to_bytes(state)
     losses = train(state, 3)
-    from_bytes(state, start, "here")
+    from_bytes(state, [start], "here")
     assert state.step == 0
     assert train(state, 3) == losses
 
@@ -102,8 +119,8 @@ def test_what_is_restored_is_a_copy():
     trained = make_state()
     train(trained, 2)
     content = to_bytes(trained)
-    from_bytes(first, content, "here")
-    from_bytes(second, content, "here")
+    from_bytes(first, [content], "here")
+    from_bytes(second, [content], "here")
     train(first, 2)
     assert to_bytes(second) == content
 
@@ -125,7 +142,7 @@ def test_damaged_bytes_are_an_error_that_says_where(damage):
     train(state, 1)
     content = to_bytes(state)
     with pytest.raises(CheckpointError, match=r"^s3://bucket/step-7 is damaged: ") as caught:
-        from_bytes(state, damage(content), "s3://bucket/step-7")
+        from_bytes(state, [damage(content)], "s3://bucket/step-7")
     assert "\n" not in str(caught.value)
     assert to_bytes(state) == content
 
@@ -149,16 +166,16 @@ def test_a_state_that_does_not_fit_is_an_error(changes, message):
     state = make_state()
     train(state, 1)
     with pytest.raises(CheckpointError, match=message):
-        from_bytes(make_state(), edited(to_bytes(state), **changes), "here")
+        from_bytes(make_state(), [edited(to_bytes(state), **changes)], "here")
 
 
 def test_a_state_of_another_model_is_an_error():
     with pytest.raises(CheckpointError, match=r"corners has shape \[2, 32\], the model needs \[4,"):
-        from_bytes(make_state(num_corner_tokens=4), to_bytes(make_state()), "here")
+        from_bytes(make_state(num_corner_tokens=4), [to_bytes(make_state())], "here")
 
 
 def test_moments_of_a_tower_that_is_locked_now_are_an_error():
     state = make_state()
     train(state, 1)
     with pytest.raises(CheckpointError, match="resume with the locked layers"):
-        from_bytes(make_state(locked_layers=-1), to_bytes(state), "here")
+        from_bytes(make_state(locked_layers=-1), [to_bytes(state)], "here")
