@@ -83,10 +83,12 @@ def _choice(choices: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
-    """A union here is always `X | None`."""
+    """A union here is `X | None`, or of a scalar and a tuple."""
     if value is None and type(None) in hints:
         return None
-    return _value(next(hint for hint in hints if hint is not type(None)), value, path)
+    is_list = isinstance(value, list | tuple)
+    fitting = [hint for hint in hints if (typing.get_origin(hint) is tuple) == is_list]
+    return _value(next(hint for hint in [*fitting, *hints] if hint is not type(None)), value, path)
 
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:

@@ -47,6 +47,9 @@ class LoopConfig:
     """bf16 is autocast; auto takes it on GPUs that support it, and fp32 elsewhere."""
     long_weight: float = 1.0
     """Weight in the loss of each feature of a long caption; that of the short caption is 1."""
+    max_skipped_steps: int = 0
+    """Steps whose loss or gradient may turn out not finite: they change nothing, are counted in
+    the metric train/skipped_steps, and one more ends the run."""
     log_every_steps: int = 10
     """Metrics are means over so many steps."""
     eval_every_steps: int = 0
@@ -61,10 +64,11 @@ class LoopConfig:
         for name in ("num_samples", "global_batch", "log_every_steps", "save_every_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be 1 or more")
-        if self.eval_every_steps < 0 or self.seed < 0 or not self.long_weight > 0:
-            raise ConfigError(
-                "train.eval_every_steps and train.seed must be 0 or more, train.long_weight above 0"
-            )
+        for name in ("eval_every_steps", "seed", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be 0 or more")
+        if not self.long_weight > 0:
+            raise ConfigError(f"train.long_weight={self.long_weight} must be above 0")
         if self.num_samples < self.global_batch:
             raise ConfigError(
                 f"train.num_samples={self.num_samples} is less than one batch of "
@@ -96,6 +100,8 @@ class Step:
     step_s: float
     """Of the whole step, waiting for data included."""
     bad: tuple[BadSample, ...]
+    num_skipped: int
+    """Steps so far that changed nothing, see `train.max_skipped_steps`."""
     trace: tuple[SampleTrace, ...]
     """Of this worker's samples, with `train.trace`."""
     to_stop: bool
@@ -157,6 +163,7 @@ def train_steps(
                 data_wait_s=waited,
                 step_s=time.perf_counter() - began,
                 bad=batch.bad,
+                num_skipped=state.num_skipped,
                 trace=batch.trace,
                 to_stop=done.to_stop,
             )
@@ -206,13 +213,16 @@ def _update(
     # In one message, so that all workers know the same and stop at the same step.
     own = torch.stack([loss, loss.new_tensor(len(batch.bad)), loss.new_tensor(float(to_stop))])
     value, bad, stop = distributed.mean(own).tolist()
-    if not torch.isfinite(torch.tensor([value, grad_norm])).all():
+    if torch.isfinite(torch.tensor([value, grad_norm])).all():
+        state.optimizer.step()
+        state.model.clamp_scale_()
+    elif state.num_skipped < loop.max_skipped_steps:
+        state.num_skipped += 1  # all workers see the same numbers, and skip the same step
+    else:
         raise LotlipError(
             f"step {state.step + 1}: the loss is {value}, the gradient's norm {grad_norm}; lower "
             f"optim.lr={optim.lr} or lengthen optim.warmup_steps={optim.warmup_steps}"
         )
-    state.optimizer.step()
-    state.model.clamp_scale_()
     num_bad = round(bad * distributed.world_size())
     return _Update(loss=value, num_bad=num_bad, grad_norm=grad_norm, to_stop=stop > 0)
 

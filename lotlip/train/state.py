@@ -15,7 +15,7 @@ from lotlip.model import LoTLIP
 from lotlip.model.pretrained import load_exactly
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
-_COUNTS = ("step", "num_bad", "num_bad_in_epoch")
+_COUNTS = ("step", "num_bad", "num_bad_in_epoch", "num_skipped")
 
 
 @dataclass
@@ -30,6 +30,8 @@ class TrainState:
     """Bad samples met, by all workers."""
     num_bad_in_epoch: int = 0
     """Those of the current epoch."""
+    num_skipped: int = 0
+    """Steps that changed nothing, since their gradients weren't finite."""
 
 
 def to_bytes(state: TrainState, share: int = 0, num_shares: int = 1) -> bytes:

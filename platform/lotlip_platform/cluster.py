@@ -27,8 +27,9 @@ _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY":
 class ClusterConfig:
     """What a training run asks of the cluster."""
 
-    num_workers: int = 1
-    """Training processes."""
+    num_workers: int | tuple[int, ...] = 1
+    """Training processes; or the fewest and the most, as in [2, 8]: then it is as many as there
+    is room for, which changes as machines come and go. What is learnt stays the same."""
     cpus_per_worker: float = 1.0
     """CPUs reserved for each, loader processes included."""
     gpus_per_worker: float = 0.0
@@ -38,16 +39,26 @@ class ClusterConfig:
     retried."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1 or self.max_failures < 0:
+        workers = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,)
+        if len(workers) not in (1, 2) or not 1 <= workers[0] <= workers[-1]:
             raise ConfigError(
-                f"cluster.num_workers={self.num_workers} must be 1 or more, "
-                f"cluster.max_failures={self.max_failures} 0 or more"
+                f"cluster.num_workers={self.num_workers} must be 1 or more, or the fewest and the "
+                "most, as in [2, 8]"
             )
+        if self.max_failures < 0:
+            raise ConfigError(f"cluster.max_failures={self.max_failures} must be 0 or more")
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ConfigError(
                 f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0, "
                 f"cluster.gpus_per_worker={self.gpus_per_worker} 0 or more"
             )
+
+    @property
+    def fewest_and_most(self) -> tuple[int, int]:
+        """Workers."""
+        if isinstance(self.num_workers, tuple):
+            return self.num_workers[0], self.num_workers[-1]
+        return self.num_workers, self.num_workers
 
 
 @contextmanager
@@ -104,10 +115,8 @@ def store_environment() -> dict[str, str]:
 def check_resources(config: ClusterConfig) -> None:
     """Raises: ClusterError if the cluster, even when idle, can't hold the workers."""
     has = ray.cluster_resources()
-    asked = {
-        "CPU": config.num_workers * config.cpus_per_worker,
-        "GPU": config.num_workers * config.gpus_per_worker,
-    }
+    fewest, _ = config.fewest_and_most
+    asked = {"CPU": fewest * config.cpus_per_worker, "GPU": fewest * config.gpus_per_worker}
     for kind, amount in asked.items():
         if amount > has.get(kind, 0.0):
             raise ClusterError(

@@ -41,9 +41,15 @@ class Failure:
 
 
 def fit(
-    config: TrainConfig, *, run: str, data: str, mailbox: Any, listen: Callable[[], None]
+    config: TrainConfig,
+    *,
+    num_workers: int,
+    run: str,
+    data: str,
+    mailbox: Any,
+    listen: Callable[[], None],
 ) -> Failure | None:
-    """Run `train_worker` on every worker until all have ended, or one failed.
+    """Run `train_worker` on so many workers until all have ended, or one failed.
 
     `run` and `data` are addresses, `listen` is called all the while. Raises: ClusterError if the
     cluster itself is lost, and what `listen` raises; the workers are ended then.
@@ -58,7 +64,7 @@ def fit(
         "life": f"{time.time_ns():x}",
     }
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=beside_driver())(_fit)
-    fitting = task.remote(config, arguments, str(home() / "ray-train"))
+    fitting = task.remote(config, num_workers, arguments, str(home() / "ray-train"))
     try:
         while not ray.wait([fitting], timeout=_LISTEN_S)[0]:
             listen()
@@ -86,14 +92,16 @@ def _end(fitting: ray.ObjectRef) -> None:
             ray.cancel(fitting, force=True)
 
 
-def _fit(config: TrainConfig, arguments: dict[str, Any], storage: str) -> Failure | None:
+def _fit(
+    config: TrainConfig, num_workers: int, arguments: dict[str, Any], storage: str
+) -> Failure | None:
     cluster = config.cluster
     gpus = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=num_workers,
             use_gpu=bool(gpus),
             resources_per_worker={"CPU": cluster.cpus_per_worker, **gpus},
         ),

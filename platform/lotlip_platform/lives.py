@@ -1,7 +1,7 @@
 """The lives of a run's workers: they are started, listened to, and started again.
 
-A life ends when training is done, when a worker died, when the run is told to stop, or when Ray
-drains a machine that it uses.
+A life ends when training is done, when a worker died, when the run is told to stop, when Ray drains
+a machine that it uses, or when there is room for more workers and the config allows them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.preemption import Stopped, StopRequest, draining_nodes, stop_signals
 from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.scaling import most_that_fit, room, worker_counts
 from lotlip_platform.train_config import TrainConfig
 
-_LOOK_FOR_DRAINS_S = 2.0
+_LOOK_S = 2.0
+"""Between two looks at which machines come and go."""
+_SETTLED_S = 10.0
+"""How long there must be room for more workers before they are started."""
 _WAITING_S = 60.0
 
 
@@ -45,15 +49,20 @@ def run_workers(
         with stop_signals() as request:
             failures = 0
             while True:
-                life = _Life(mailbox, listener, request)
+                life = _Life(config, mailbox, listener, request)
                 failure = fit(
-                    config, run=folder.uri, data=data, mailbox=mailbox, listen=life.attend
+                    config,
+                    num_workers=life.num_workers,
+                    run=folder.uri,
+                    data=data,
+                    mailbox=mailbox,
+                    listen=life.attend,
                 )
                 if failure is not None and failure.users_own is not None:
                     raise failure.users_own
                 if request.by:
                     raise _stopped(config, listener.stopped_at, request, tracked, command)
-                if listener.stopped_at is not None:  # a machine was drained: go on elsewhere
+                if listener.stopped_at is not None:  # to go on with other machines
                     continue
                 if failure is None:
                     break
@@ -72,10 +81,17 @@ def run_workers(
 class _Life:
     """What the driver does while the workers train."""
 
-    def __init__(self, mailbox: Any, listener: Listener, request: StopRequest) -> None:
-        self._mailbox, self._listener, self._request = mailbox, listener, request
-        self._looked, self._told, self._began = 0.0, False, time.monotonic()
-        self._waits_told = False
+    def __init__(
+        self, config: TrainConfig, mailbox: Any, listener: Listener, request: StopRequest
+    ) -> None:
+        """Raises: KeyboardInterrupt if the run is to stop."""
+        self._cluster, self._mailbox = config.cluster, mailbox
+        self._listener, self._request = listener, request
+        self._counts = worker_counts(config.cluster, config.data.order.num_streams)
+        self.num_workers = self._as_many_as_fit()
+        self._began = self._looked = time.monotonic()
+        self._told = self._waiting_told = False
+        self._could_grow = 0
         listener.start_life()
         mailbox.tell_to_stop.remote(False)
 
@@ -89,15 +105,42 @@ class _Life:
             if not self._listener.is_training:
                 raise KeyboardInterrupt
             self._stop(f"{self._request.by}: stopping after this step; a second one ends at once")
-        elif time.monotonic() - self._looked > _LOOK_FOR_DRAINS_S:
+        elif self._listener.is_training and time.monotonic() - self._looked > _LOOK_S:
             self._looked = time.monotonic()
-            if self._listener.is_training and self._listener.nodes & draining_nodes():
-                self._stop("Ray drains a machine of this run: saving, then going on elsewhere")
+            self._look_at_machines()
+
+    def _look_at_machines(self) -> None:
+        if self._listener.nodes & draining_nodes():
+            self._stop("Ray drains a machine of this run: saving, then going on elsewhere")
+        elif self.num_workers < self._counts[-1]:
+            most = most_that_fit(self._counts, self.num_workers + room(self._cluster))
+            self._could_grow = self._could_grow + 1 if most > self.num_workers else 0
+            if self._could_grow * _LOOK_S >= _SETTLED_S:
+                self._stop(f"there is room for {most} workers: saving, then going on with them")
+
+    def _as_many_as_fit(self) -> int:
+        """The number of workers to start. A fixed one is Ray's to wait for."""
+        if len(self._counts) == 1:
+            return self._counts[0]
+        began, told = time.monotonic(), False
+        while True:
+            waited = time.monotonic() - began
+            most = most_that_fit(self._counts, room(self._cluster))
+            # Those of the last life give back what they held a little later.
+            if most == self._counts[-1] or (most and waited > _SETTLED_S):
+                self._listener.note(f"{most} workers")
+                return most
+            if waited > _WAITING_S and not told:
+                told = True
+                self._listener.note(f"waiting for room for {self._counts[0]} workers")
+            if self._request.by:
+                raise KeyboardInterrupt
+            time.sleep(0.5)
 
     def _tell_of_waiting(self) -> None:
         waited = not self._listener.nodes and time.monotonic() - self._began > _WAITING_S
-        if waited and not self._waits_told:
-            self._waits_told = True
+        if waited and not self._waiting_told:
+            self._waiting_told = True
             free = ray.available_resources()
             self._listener.note(
                 f"still waiting for workers after {_WAITING_S:.0f} s; free in the cluster: "

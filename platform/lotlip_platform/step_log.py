@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,14 +67,21 @@ class Meter:
         world = distributed.world_size()
         if distributed.rank() == 0 and seconds > 0:
             metrics = {
-                "train/loss": sum(taken.loss for taken in self.steps) / len(self.steps),
+                "train/loss": _mean_of_finite([taken.loss for taken in self.steps]),
                 "train/scale": step.scale,
                 "train/lr": step.lr,
                 "train/grad_norm": step.grad_norm,
                 "train/epoch": float(step.epoch),
+                "train/skipped_steps": float(step.num_skipped),
                 "train/samples_per_s": world * sum(s.num_samples for s in self.steps) / seconds,
                 "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,
                 "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
             }
             self.send({"kind": "metrics", "step": step.step, "metrics": metrics})
         self.steps = []
+
+
+def _mean_of_finite(values: list[float]) -> float:
+    """Skipped steps have no loss that could be averaged."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -15,7 +15,7 @@ from itertools import islice
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, read_manifest
-from lotlip.data.order import EpochOrder, streams_of
+from lotlip.data.order import EpochOrder
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
@@ -33,6 +33,7 @@ from lotlip_platform.listener import Watch
 from lotlip_platform.lives import run_workers
 from lotlip_platform.local_services import home
 from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.scaling import worker_counts
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import initial_model
@@ -104,7 +105,7 @@ def _checked_data(config: TrainConfig) -> Manifest:
     manifest = read_manifest(open_store(config.data.train))
     loop, order = config.train, config.data.order
     EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
-    streams_of(0, config.cluster.num_workers, order.num_streams)
+    worker_counts(config.cluster, order.num_streams)
     if config.captions.num_sub_captions:
         _check_captioners(config, manifest)
     if config.data.features:

@@ -178,6 +178,11 @@ def test_the_console_command_ends_with_the_exit_code_and_one_line() -> None:
         ("train.global_batch=12", "must be a multiple of data.order.num_streams=16"),
         ("cluster.num_workers=3", "num_streams"),
         ("cluster.num_workers=0", "cluster.num_workers=0"),
+        ("cluster.num_workers=[4,2]", "must be 1 or more, or the fewest and the most"),
+        ("cluster.num_workers=[5,7]", "use one of 1, 2, 4, 8, 16"),
+        ("cluster.num_workers=two", "cluster.num_workers must be a whole number"),
+        ("cluster.num_workers=[a]", "cluster.num_workers[0] must be a whole number"),
+        ("checkpoint.keep_best=1", "needs evaluations to tell the best by"),
     ],
 )
 def test_a_bad_config_is_told_before_anything_is_started_or_written(

@@ -37,24 +37,37 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_a_run_leaves_a_node_that_is_drained_and_loses_nothing(cluster: Cluster, tmp_path: Path):
-    store, count = FolderStore(tmp_path / "data"), CaptionCount()
+def write_data(folder: Path) -> None:
+    """256 scenes."""
+    store, count = FolderStore(folder), CaptionCount()
     samples = [make_sample(0, place) for place in range(256)]
     for sample in samples:
         count.add(sample)
     write_dataset(store, [(write_shard(store, "shard.tar", samples), count)], {})
-    config = build_config(
-        TrainConfig,
-        {
-            "name": "drained",
-            "store": str(tmp_path),
-            "model": {"preset": "tiny"},
-            "data": {"train": str(tmp_path / "data")},
-            "train": {"num_samples": 32 * 400, "global_batch": 32, "trace": True},
-            "cluster": {"num_workers": 2, "max_failures": 0},
-            "tracking": {"registered_model": ""},
+
+
+def config_of(folder: Path, *, num_steps: int, **cluster: Any) -> TrainConfig:
+    """A run of the tiny preset, called run, that saves every 50 steps."""
+    values = {
+        "name": "run",
+        "store": str(folder),
+        "model": {"preset": "tiny"},
+        "data": {"train": str(folder / "data")},
+        "train": {
+            "num_samples": 32 * num_steps,
+            "global_batch": 32,
+            "save_every_steps": 50,
+            "trace": True,
         },
-    )
+        "cluster": cluster,
+        "tracking": {"registered_model": ""},
+    }
+    return build_config(TrainConfig, values)
+
+
+def test_a_run_leaves_a_node_that_is_drained_and_loses_nothing(cluster: Cluster, tmp_path: Path):
+    write_data(tmp_path / "data")
+    config = config_of(tmp_path, num_steps=400, num_workers=2, max_failures=0)
     lives: list[set[str]] = []
     drained: list[str] = []
     steps: list[int] = []
@@ -80,5 +93,42 @@ def test_a_run_leaves_a_node_that_is_drained_and_loses_nothing(cluster: Cluster,
     assert drained[0] not in lives[1]
     assert any("Ray drains a machine" in note for note in notes)
     assert steps == list(range(1, 401)), "no step is done twice"
-    traced = [step.step for step in RunFolder(FolderStore(tmp_path / "drained")).read_trace()]
+    traced = [step.step for step in RunFolder(FolderStore(tmp_path / "run")).read_trace()]
     assert traced == steps
+
+
+def test_a_run_takes_the_machines_that_come_and_goes_on_without_those_that_die(
+    tmp_path: Path,
+):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        write_data(tmp_path / "data")
+        config = config_of(tmp_path, num_steps=1500, num_workers=[1, 2])
+        numbers: list[int] = []
+        steps: list[int] = []
+        added: list[Any] = []
+
+        def come_and_go(event: dict[str, Any]) -> None:
+            if event["kind"] == "note" and event["text"].endswith(" workers"):
+                numbers.append(int(event["text"].split()[0]))
+            if event["kind"] == "step":
+                steps.append(event["step"])
+                if event["step"] >= 20 and not added:
+                    added.append(cluster.add_node(**node))
+                if numbers[-1] == 2 and len(added) == 1 and event["step"] % 10 == 5:
+                    cluster.remove_node(added[0], allow_graceful=False)
+                    added.append(None)
+
+        train(config, come_and_go)
+        assert numbers[0] == 1
+        assert numbers[1] == 2
+        assert numbers[-1] == 1
+        assert set(steps) == set(range(1, 1501))
+        traced = [step.step for step in RunFolder(FolderStore(tmp_path / "run")).read_trace()]
+        assert traced == list(range(1, 1501))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -323,9 +323,7 @@ def test_a_shard_that_is_missing_or_changed_is_an_error(damaged: Source, change:
 
 
 def test_where_nothing_is_readable_is_an_error(damaged: Source) -> None:
-    with pytest.raises(
-        DataError, match=r"no long caption by nobody, .*nor could any of the"
-    ):
+    with pytest.raises(DataError, match=r"no long caption by nobody, .*nor could any of the"):
         global_batches(replace(damaged, captions=CaptionConfig(captioners=("nobody",))))
 
 

@@ -178,6 +178,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(source: Sour
         assert torch.equal(value, kept[name]), "no weight may be spoiled"
 
 
+def test_steps_that_are_not_finite_can_be_skipped_and_change_nothing(source: Source) -> None:
+    state, calls = new_state(), 0
+
+    def spoil(grad: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return grad * math.nan if calls in (3, 5) else grad
+
+    state.model.text_projection.weight.register_hook(spoil)
+    weights = [{k: v.clone() for k, v in state.model.state_dict().items()}]
+    loop = LoopConfig(num_samples=9 * GLOBAL_BATCH, global_batch=GLOBAL_BATCH, max_skipped_steps=2)
+    data = DataConfig(train="here", order=source.order)
+    skipped = []
+    for step in train_steps(state, source, loop=loop, optim=OPTIM, data=data):
+        skipped.append(step.num_skipped)
+        weights.append({k: v.clone() for k, v in state.model.state_dict().items()})
+    assert skipped == [0, 0, 1, 1, 2, 2, 2, 2, 2]
+    for place in range(8):  # the last step's learning rate is 0
+        same = all(torch.equal(weights[place][k], weights[place + 1][k]) for k in weights[0])
+        assert same == (place in (2, 4))
+    calls = 0
+    state.step = 0
+    with pytest.raises(LotlipError, match=r"^step 3: the loss is "):
+        list(train_steps(state, source, loop=loop, optim=OPTIM, data=data))
+
+
 def test_a_learning_rate_far_too_high_ends_in_that_error(source: Source) -> None:
     optim = OptimConfig(lr=1e30, warmup_steps=0)
     with pytest.raises(LotlipError, match=r"^step \d+: the loss is .*lower optim.lr=1e\+30"):
@@ -280,8 +306,8 @@ def test_two_processes_give_the_losses_of_one(
         ({"num_samples": 0}, "train.num_samples=0 must be 1 or more"),
         ({"num_samples": 31}, "train.num_samples=31 is less than one batch of .*=32"),
         ({"save_every_steps": 0}, "train.save_every_steps=0 must be 1 or more"),
-        ({"seed": -1}, "train.seed must be 0 or more"),
-        ({"long_weight": 0.0}, "train.long_weight above 0"),
+        ({"seed": -1}, "train.seed=-1 must be 0 or more"),
+        ({"long_weight": 0.0}, "train.long_weight=0.0 must be above 0"),
     ],
 )
 def test_a_loop_that_cannot_run_is_refused(change: dict[str, int], message: str) -> None:
