@@ -239,6 +239,8 @@ class Saver:
                     self._checkpoints.prune(step, self._config)
             except LotlipError as error:
                 self._failure = error
+            except Exception as error:  # noqa: BLE001 - a thread's errors would be seen by nobody
+                self._failure = CheckpointError(f"{type(error).__name__}: {error}")
 
         self._thread = threading.Thread(target=write, daemon=True)
         self._thread.start()

@@ -47,7 +47,9 @@ def stop_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    # Not those that are ignored, or that something below Python handles.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, take) for number in heeded}
     try:
         yield request

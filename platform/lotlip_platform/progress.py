@@ -26,6 +26,7 @@ class Bar:
         self._live = sys.stderr.isatty()
         self._bar: tqdm[Any] | None = None
         self._told = time.monotonic()
+        self._done = False
         self._began: tuple[float, int] | None = None
 
     def show(self, done: int, total: int, note: str = "") -> None:
@@ -39,8 +40,8 @@ class Bar:
                 )
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._told > _LINE_EVERY_S or done >= total:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._told > _LINE_EVERY_S or (done >= total and not self._done):
+            self._told, self._done = time.monotonic(), done >= total
             say(f"{self._title}: {done:,}/{total:,} {self._unit}s{self._left(done, total)}  {note}")
 
     def close(self) -> None:

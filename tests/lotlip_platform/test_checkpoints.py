@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lotlip.data.store import FolderStore, Store
-from lotlip.errors import ConfigError, DataError
+from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip_platform import checkpoints as module
 from lotlip_platform.checkpoints import CheckpointConfig, Checkpoints, Saver, Writer
 from lotlip_platform.storage import ensure_bucket, open_store
@@ -262,6 +262,18 @@ def test_a_last_save_that_fails_is_an_error(tmp_path: Path) -> None:
     save(saver, 1, [])
     with pytest.raises(DataError, match="the store is full"):
         saver.finish()
+
+
+def test_an_error_that_nobody_foresaw_is_no_success(tmp_path: Path) -> None:
+    saver = saver_of(FolderStore(tmp_path), [])
+
+    def fail() -> None:
+        raise RuntimeError("what now")
+
+    saver.save(1, b"one", metric=None, before_commit=fail, after_commit=fail)
+    with pytest.raises(CheckpointError, match="RuntimeError: what now"):
+        saver.finish()
+    assert latest(FolderStore(tmp_path)) is None
 
 
 def test_a_worker_other_than_the_first_writes_its_share_only(tmp_path: Path) -> None:
