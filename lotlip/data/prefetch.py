@@ -45,4 +45,7 @@ def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        thread.join()
+        # A loop that nobody holds any more is closed by the garbage collector, in whatever thread it
+        # happens to run: in this one, too, which is then about to end by itself.
+        if thread is not threading.current_thread():
+            thread.join()

@@ -478,3 +478,25 @@ def test_a_slow_consumer_has_a_bounded_number_of_items_waiting() -> None:
 def test_a_config_out_of_range_is_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{field}={value} must be "):
         DataConfig(train="x", **{field: value})  # type: ignore[arg-type]
+
+
+def test_items_may_be_closed_by_the_thread_that_makes_them() -> None:
+    # As the garbage collector does that happens to run there.
+    held, raised = [], []
+    closing, closed = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        closing.wait(10)
+        try:
+            held.pop().close()
+        except RuntimeError as error:
+            raised.append(error)
+        closed.set()
+
+    stream = prefetched(items(), 3)
+    assert next(stream) == 1
+    held.append(stream)
+    closing.set()
+    assert closed.wait(10)
+    assert not raised
