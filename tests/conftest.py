@@ -61,8 +61,13 @@ class MlflowServer:
     """A real MLflow server with a database and artifacts of its own."""
 
     def __init__(self, folder: Path) -> None:
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, _free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again with what it has."""
+        folder, port = self._folder, self._port
         command = [
             *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(port)),

@@ -53,7 +53,7 @@ class CheckpointConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Writer:
     """Which worker of which life writes."""
 

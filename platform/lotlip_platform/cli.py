@@ -48,7 +48,7 @@ def _enter_local_services() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     # Verbs import what they need when they run: help and mistakes answer at once.
-    from lotlip_platform import cli_data, cli_model, cli_services, cli_trace
+    from lotlip_platform import cli_data, cli_model, cli_services, cli_trace, cli_track
 
     parser = argparse.ArgumentParser(
         prog="lotlip",
@@ -56,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every command takes --help. The README shows the way from nothing to a model.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for module in (cli_services, cli_data, cli_model, cli_trace):
+    for module in (cli_services, cli_data, cli_model, cli_trace, cli_track):
         module.add_verbs(verbs)
     return parser

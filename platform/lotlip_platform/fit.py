@@ -46,18 +46,21 @@ def fit(
     num_workers: int,
     run: str,
     data: str,
+    owner: str,
     mailbox: Any,
     listen: Callable[[], None],
 ) -> Failure | None:
     """Run `train_worker` on so many workers until all have ended, or one failed.
 
-    `run` and `data` are addresses, `listen` is called all the while. Raises: ClusterError if the
+    `run` and `data` are addresses, `owner` is the token that allows to save, `listen` is called all
+    the while. Raises: ClusterError if the
     cluster itself is lost, and what `listen` raises; the workers are ended then.
     """
     arguments = {
         "config": to_dict(config),
         "run": run,
         "data": data,
+        "owner": owner,
         "environment": store_environment(),
         "folder": os.getcwd(),
         "mailbox": mailbox,

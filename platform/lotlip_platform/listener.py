@@ -14,9 +14,9 @@ import ray
 
 from lotlip.errors import DataError
 from lotlip.evaluate.figures import curves
-from lotlip_platform import tracking
 from lotlip_platform.mailbox import Event
 from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
 
 Watch = Callable[[Event], None]
@@ -26,7 +26,7 @@ Watch = Callable[[Event], None]
 class Listener:
     """Passes on what the workers tell: to MLflow, and to whoever watches."""
 
-    def __init__(self, folder: RunFolder, tracked: tracking.TrackedRun, watch: Watch) -> None:
+    def __init__(self, folder: RunFolder, tracked: TrackedRun, watch: Watch) -> None:
         self._folder, self._tracked, self._watch = folder, tracked, watch
         self._bad: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.start_life()
@@ -45,16 +45,9 @@ class Listener:
     def take(self, mailbox: Any) -> None:
         for event in ray.get(mailbox.take.remote()):
             if event["kind"] == "metrics":
-                self._tracked.log_metrics(event["metrics"], event["step"])
-            elif event["kind"] == "evaluated":
-                report = event["report"]
-                metrics = {
-                    f"eval/{report.benchmark}/{name}": interval.value
-                    for name, interval in report.metrics.items()
-                }
-                self._tracked.log_metrics(metrics, event["step"])
+                self._tracked.log_metrics(event["values"], event["step"], time_ms=event["time_ms"])
             elif event["kind"] == "file":
-                self._tracked.log_file_later(event["name"], event["content"])
+                self._tracked.log_file(event["name"], event["content"])
             elif event["kind"] == "born":
                 self.nodes.add(event["node"])
             elif event["kind"] == "step":
@@ -70,7 +63,7 @@ class Listener:
         # Steps that are trained again after a failure meet their bad samples again.
         found = {_place(sample): sample for sample in self._folder.read_bad_samples()} | self._bad
         content = self._folder.write_bad_samples(found[place] for place in sorted(found))
-        self._tracked.log_file_later("bad_samples.jsonl", content)
+        self._tracked.log_file("bad_samples.jsonl", content)
 
     def check_ledger(self) -> None:
         """Raises: DataError unless read = used + recorded as bad, at the end of training."""
@@ -83,18 +76,19 @@ class Listener:
             )
 
     def draw_curves(self, config: TrainConfig) -> None:
-        """Once all have told all."""
-        self._tracked.flush()
+        """Once training is done."""
+        measured = self._folder.read_metrics()
+
+        def history(name: str) -> list[tuple[float, float]]:
+            return [(m["step"], m["values"][name]) for m in measured if name in m["values"]]
+
         recall = {
-            name: f"eval/{config.eval.benchmark}/{name}"
+            name: history(f"eval/{config.eval.benchmark}/{name}")
             for name in ("long_text_to_image_r1", "short_text_to_image_r1")
         }
-        panels = {
-            "loss": {"train/loss": self._tracked.history("train/loss")},
-            "recall@1": {name: self._tracked.history(key) for name, key in recall.items()},
-        }
+        panels = {"loss": {"train/loss": history("train/loss")}, "recall@1": recall}
         figure = curves(panels, xlabel="step", title=config.name)
-        self._tracked.log_file_later("figures/curves.png", figure)
+        self._tracked.log_file("figures/curves.png", figure)
 
 
 def _place(sample: dict[str, Any]) -> tuple[int, str, int]:

@@ -13,14 +13,15 @@ from typing import Any
 import ray
 
 from lotlip.errors import ClusterError, LotlipError
-from lotlip_platform import tracking
 from lotlip_platform.cluster import beside_driver
 from lotlip_platform.fit import Failure, fit
 from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.mailbox import Mailbox
+from lotlip_platform.ownership import Owner
 from lotlip_platform.preemption import Stopped, StopRequest, draining_nodes, stop_signals
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import most_that_fit, room, worker_counts
+from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
 
 _LOOK_S = 2.0
@@ -34,7 +35,8 @@ def run_workers(
     config: TrainConfig,
     data: str,
     folder: RunFolder,
-    tracked: tracking.TrackedRun,
+    tracked: TrackedRun,
+    owner: Owner,
     watch: Watch,
     command: str,
 ) -> None:
@@ -50,13 +52,20 @@ def run_workers(
             failures = 0
             while True:
                 life = _Life(config, mailbox, listener, request)
+
+                def attend(life: _Life = life) -> None:
+                    owner.check()
+                    tracked.attend()
+                    life.attend()
+
                 failure = fit(
                     config,
                     num_workers=life.num_workers,
                     run=folder.uri,
                     data=data,
+                    owner=owner.token,
                     mailbox=mailbox,
-                    listen=life.attend,
+                    listen=attend,
                 )
                 if failure is not None and failure.users_own is not None:
                     raise failure.users_own
@@ -166,12 +175,12 @@ def _stopped(
     config: TrainConfig,
     at: int | None,
     request: StopRequest,
-    tracked: tracking.TrackedRun,
+    tracked: TrackedRun,
     command: str,
 ) -> KeyboardInterrupt:
     if at is None:  # they failed meanwhile, or training was done
         return KeyboardInterrupt()
-    tracked.tag_later(
+    tracked.tag(
         {
             "stopped": f"preempted by {request.by} at step {at} of {config.train.num_steps}",
             "continue_with": command or "lotlip train with the same config",

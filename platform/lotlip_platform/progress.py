@@ -83,11 +83,12 @@ class TrainDisplay:
         elif kind == "features":
             self._features.show(event["done"], event["total"])
         elif kind == "metrics":
-            metrics = event["metrics"]
-            self._speed = (
-                f"  {metrics['train/samples_per_s']:.0f} samples/s"
-                f"  data wait {metrics['train/data_wait_share']:.0%}"
-            )
+            values = event["values"]
+            if "train/samples_per_s" in values:
+                self._speed = (
+                    f"  {values['train/samples_per_s']:.0f} samples/s"
+                    f"  data wait {values['train/data_wait_share']:.0%}"
+                )
         elif kind == "evaluated":
             metrics = event["report"].metrics
             shown = [name for name in metrics if name.endswith(("_r1", "top1"))]
@@ -98,7 +99,7 @@ class TrainDisplay:
                 say(f"bad sample {bad['shard']}[{bad['index']}]: {bad['reason']}")
         elif kind == "started":
             self._features.close()
-            say(f"run {event['run_id']} in {event['folder']}; waiting for workers")
+            say(f"{event['folder']}; waiting for workers")
         elif kind == "note":
             say(event["text"])
 

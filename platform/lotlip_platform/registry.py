@@ -6,12 +6,12 @@ import base64
 import io
 import re
 import tempfile
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -37,21 +37,17 @@ _REQUIREMENTS = (
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def register(tracked: tracking.TrackedRun, files: Mapping[str, bytes], *, name: str) -> str:
-    """Log an export folder to its run and register it under `name`, with alias `candidate`.
+def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> str:
+    """Log an export folder, here or in S3, to its run and register it under `name`, with alias
+    `candidate`.
 
-    Returns its address `models:/NAME/VERSION`. Raises: TrackingError.
+    Returns its address `models:/NAME/VERSION`. Raises: MLflow's own errors, DataError.
     """
     serving = Path(__file__).parent / "serving_model.py"
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        tracking.failures_named(tracked.uri),
-        tracking.resumed(tracked),
-    ):
+    with tempfile.TemporaryDirectory() as temporary, tracking.resumed(run_id):
         folder = Path(temporary) / "model"
         folder.mkdir()
-        for file_name, content in files.items():
-            (folder / file_name).write_bytes(content)
+        _copy(model, folder)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(serving),
@@ -61,8 +57,15 @@ def register(tracked: tracking.TrackedRun, files: Mapping[str, bytes], *, name: 
             input_example=_input_example(),
             pip_requirements=_requirements(),
         )
-        number = _new_version(tracked, name, logged)
+        number = _new_version(server.client, run_id, name, logged)
     return f"models:/{name}/{number}"
+
+
+def version_of(client: MlflowClient, run_id: str, name: str) -> str:
+    """The address of the newest version of `name` that a run made; empty if it made none."""
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    versions = [int(version.version) for version in found if version.name == name]
+    return f"models:/{name}/{max(versions)}" if versions else ""
 
 
 def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
@@ -79,15 +82,20 @@ def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
 
 
 def _load_from_store(uri: str) -> LoTLIP:
+    with tempfile.TemporaryDirectory() as folder:
+        _copy(uri, Path(folder))
+        return _load_copy(Path(folder), uri)
+
+
+def _copy(uri: str, folder: Path) -> None:
+    """Copy an export folder. Raises: CheckpointError, DataError."""
     store = open_store(uri)
     names = store.list()
     if "model.safetensors" not in names:
         raise CheckpointError(f"{uri} is not an export folder: it has no model.safetensors")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            if "/" not in name:
-                (Path(folder) / name).write_bytes(store.read(name))
-        return _load_copy(Path(folder), uri)
+    for name in names:
+        if "/" not in name:
+            (folder / name).write_bytes(store.read(name))
 
 
 def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
@@ -113,17 +121,17 @@ def _load_copy(folder: Path, address: str) -> LoTLIP:
         raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
-def _new_version(tracked: tracking.TrackedRun, name: str, logged: ModelInfo) -> str:
+def _new_version(client: MlflowClient, run_id: str, name: str, logged: ModelInfo) -> str:
     """The number of a new version of `name`, which is created if it is new itself."""
     try:
-        tracked.client.create_registered_model(name)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    created = tracked.client.create_model_version(
-        name, logged.model_uri, run_id=tracked.run_id, model_id=logged.model_id
+    created = client.create_model_version(
+        name, logged.model_uri, run_id=run_id, model_id=logged.model_id
     )
-    tracked.client.set_registered_model_alias(name, CANDIDATE, str(created.version))
+    client.set_registered_model_alias(name, CANDIDATE, str(created.version))
     return str(created.version)
 
 

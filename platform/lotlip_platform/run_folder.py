@@ -2,11 +2,13 @@
 
 RUN/config.json                     the resolved config; a run is resumed with the same only
 RUN/tokenizer/...
-RUN/run.json                        the MLflow run, once there is one
+RUN/run.json                        its journal, and the MLflow run once there is one
+RUN/owner.json                      the process that trains it, see `ownership`
 RUN/checkpoints/...                 see `checkpoints`
 RUN/model/...                       the exported model, once training is done
 RUN/bad_samples.jsonl               samples that could not be used
 RUN/trace.jsonl                     with train.trace: what each step was trained on
+RUN/metrics.jsonl                   what was measured, over all lives of the run
 RUN/result.json                     the final metrics; written last
 """
 
@@ -25,8 +27,8 @@ from lotlip.tokenizer import Tokenizer
 from lotlip.train.trace import StepTrace, read_trace
 from lotlip_platform.config import flat
 
-_CONFIG, _RUN, _RESULT = "config.json", "run.json", "result.json"
-BAD, TRACE = "bad_samples", "trace"
+_CONFIG, _RUN, _OWNER, _RESULT = "config.json", "run.json", "owner.json", "result.json"
+BAD, TRACE, METRICS = GROWING = "bad_samples", "trace", "metrics"
 """Files that grow with training; until it is done they are in parts, BAD/step-00000500.jsonl."""
 _MAY_CHANGE = frozenset(
     (
@@ -49,9 +51,14 @@ class RunFolder:
     def uri(self) -> str:
         return self.store.uri
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether there is a run here."""
+        return self.store.exists(_CONFIG)
+
     def check_claim(self, config: Any, data_digest: str) -> None:
         """Raises: ConfigError that names the first key in which an earlier run here differs."""
-        if not self.store.exists(_CONFIG):
+        if not self.is_claimed:
             return
         key = _first_difference(self._read_json(_CONFIG), _claimed(config, data_digest))
         if key:
@@ -126,6 +133,10 @@ class RunFolder:
     def read_bad_samples(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.read_parts(BAD)]
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """`step`, `time_ms` and `values` of all that was measured up to the last checkpoint."""
+        return [json.loads(line) for line in self.read_parts(METRICS)]
+
     def read_trace(self) -> Iterator[StepTrace]:
         """The trace as far as it goes. Raises: DataError if there is none."""
         steps = read_trace(self.read_parts(TRACE), f"{self.uri}/{TRACE}.jsonl")
@@ -150,6 +161,21 @@ class RunFolder:
 
     def read_tracked(self) -> dict[str, Any]:
         return self._read_json(_RUN) if self.store.exists(_RUN) else {}
+
+    def write_owner(self, owner: Mapping[str, Any]) -> None:
+        self._write_json(_OWNER, owner)
+
+    def read_owner(self) -> dict[str, Any]:
+        """Empty if nobody trains this run."""
+        return self._read_json(_OWNER) if self.store.exists(_OWNER) else {}
+
+    def delete_owner(self) -> None:
+        self.store.delete(_OWNER)
+
+    def check_owner(self, token: str) -> None:
+        """Raises: CheckpointError if the run is another process's now."""
+        if self.read_owner().get("token") != token:
+            raise CheckpointError(f"another process has taken over {self.uri}: nothing is saved")
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.store.write(name, json.dumps(content, indent=1).encode())

@@ -58,7 +58,7 @@ def start(
 
 def is_alive(service: Service) -> bool:
     """Whether this very process still runs; another one with its number doesn't count."""
-    return _leader(service) is not None
+    return living(service.pid, service.create_time) is not None
 
 
 def is_healthy(service: Service) -> bool:
@@ -68,7 +68,7 @@ def is_healthy(service: Service) -> bool:
 
 def end(service: Service) -> None:
     """End the service and all that it started: SIGTERM to it, SIGKILL to the rest after 10 s."""
-    leader = _leader(service)
+    leader = living(service.pid, service.create_time)
     family = _family(service, leader)
     for process in [leader] if leader else family:
         _signal(process, kill=False)
@@ -98,10 +98,11 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "it wrote nothing")
 
 
-def _leader(service: Service) -> psutil.Process | None:
+def living(pid: int, create_time: float) -> psutil.Process | None:
+    """The process of this number if it is the one that was created then, and it still runs."""
     try:
-        process = psutil.Process(service.pid)
-        same = abs(process.create_time() - service.create_time) < CLOCK_TOLERANCE_S
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - create_time) < CLOCK_TOLERANCE_S
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lotlip import distributed
 from lotlip.train.loop import Step
 from lotlip.train.trace import StepTrace, joined
-from lotlip_platform.run_folder import BAD, TRACE, RunFolder
+from lotlip_platform.run_folder import BAD, METRICS, TRACE, RunFolder
+from lotlip_platform.system_metrics import Machine
 
 Send = Callable[[dict[str, Any]], None]
 """Tells the driver an event of one of the kinds that `listener` lists."""
@@ -20,38 +22,58 @@ Send = Callable[[dict[str, Any]], None]
 class Records:
     """What the run folder keeps of the steps, gathered until the next checkpoint."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, owner: str, send: Send) -> None:
+        self._folder, self._owner, self._send = folder, owner, send
         self._traced: list[StepTrace] = []
         self._bad: list[dict[str, Any]] = []
+        self._measured: list[dict[str, Any]] = []
+        self._unwritten: dict[tuple[str, int], list[str]] = {}
+        """Lines by file and step; a save that fails leaves them to the next."""
 
     def take(self, step: Step) -> None:
         self._bad += [{"epoch": step.epoch, **vars(bad)} for bad in step.bad]
         if step.trace:
             self._traced.append(StepTrace(step=step.step, epoch=step.epoch, samples=step.trace))
 
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep metrics by name, and tell them. For worker 0."""
+        event = {"step": step, "time_ms": int(time.time() * 1000), "values": dict(values)}
+        self._measured.append(event)
+        self._send({"kind": "metrics", **event})
+
     def cut(self, step: int) -> Callable[[], None]:
-        """Bring together what all workers have; what writes it, for worker 0.
+        """Bring together what all workers have; what writes it, for worker 0, unless the run is
+        another process's now.
 
         Every worker must call it at the same step.
         """
         of_ranks = distributed.collect_objects((self._bad, self._traced))
         self._bad, self._traced = [], []
-        bad = [json.dumps(sample) for bads, _ in of_ranks for sample in bads]
-        trace = [one.to_line() for one in joined([traced for _, traced in of_ranks])]
+        if distributed.rank() == 0:
+            traces = joined([traced for _, traced in of_ranks])
+            self._unwritten |= {
+                (BAD, step): [json.dumps(sample) for bads, _ in of_ranks for sample in bads],
+                (TRACE, step): [one.to_line() for one in traces],
+                (METRICS, step): [json.dumps(event) for event in self._measured],
+            }
+        self._measured = []
 
         def write() -> None:
-            self._folder.write_part(BAD, step, bad)
-            self._folder.write_part(TRACE, step, trace)
+            self._folder.check_owner(self._owner)
+            for (of, at), lines in list(self._unwritten.items()):
+                self._folder.write_part(of, at, lines)
+                del self._unwritten[of, at]
 
         return write
 
 
 @dataclass
 class Meter:
-    """Averages the steps between two logs; rank 0 sends them, bad samples come from all."""
+    """Averages the steps between two logs, on worker 0; bad samples are told by all."""
 
     send: Send
+    records: Records
+    machine: Machine = field(default_factory=Machine)
     steps: list[Step] = field(default_factory=list)
 
     def take(self, step: Step) -> None:
@@ -77,7 +99,7 @@ class Meter:
                 "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,
                 "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
             }
-            self.send({"kind": "metrics", "step": step.step, "metrics": metrics})
+            self.records.measured(step.step, {**metrics, **self.machine.measure()})
         self.steps = []
 
 

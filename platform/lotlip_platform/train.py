@@ -7,6 +7,7 @@ The driver checks everything that can be checked, prepares the run folder and th
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,17 +25,20 @@ from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
-from lotlip_platform import registry, tracking
+from lotlip_platform import tracking
 from lotlip_platform.cluster import check_resources, connected
 from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set
+from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.lives import run_workers
 from lotlip_platform.local_services import home
+from lotlip_platform.ownership import owned
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import worker_counts
 from lotlip_platform.storage import open_store
+from lotlip_platform.tracked_run import TrackedRun, open_run
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import initial_model
 
@@ -46,9 +50,10 @@ class TrainResult:
     folder: str
     """The run folder; its `model` is an export folder."""
     run_id: str
+    """The MLflow run; empty if the server has not answered yet."""
     tracking_uri: str
     model_uri: str
-    """`models:/NAME/VERSION`, or empty if the model was not to be registered."""
+    """`models:/NAME/VERSION`; empty if the model was not to be registered, or not yet."""
     digest: str
     metrics: dict[str, Interval]
 
@@ -62,7 +67,9 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
     anything is written. `Stopped` when SIGINT or SIGTERM stopped it, see `preemption`.
     """
     manifest = _checked_data(config)
-    server = tracking.connect(config.tracking.uri)
+    uri = tracking.tracking_uri(config.tracking.uri)
+    with contextlib.suppress(tracking.AwayError):  # a server may come back
+        tracking.connect(uri)
     folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
     folder.check_claim(config, manifest.digest)
     if folder.read_result() is None:
@@ -72,14 +79,17 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
             model = initial_model(config, tokenizer)  # what it can't load, it says now
             folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
-            with _tracked(config, server, folder, manifest, watch) as tracked:
+            with (
+                owned(folder) as owner,
+                _tracked(config, uri, folder, manifest, watch) as tracked,
+            ):
                 data = _training_data(config, manifest, model.image_tower, watch)
-                watch({"kind": "started", "run_id": tracked.run_id, "folder": folder.uri})
-                run_workers(config, data, folder, tracked, watch, command)
+                watch({"kind": "started", "folder": folder.uri})
+                run_workers(config, data, folder, tracked, owner, watch, command)
                 _register(config, folder, tracked)
     elif _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
-        with _tracked(config, server, folder, manifest, watch) as tracked:
+        with _tracked(config, uri, folder, manifest, watch) as tracked:
             _register(config, folder, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
@@ -92,7 +102,7 @@ def _result(folder: RunFolder) -> TrainResult:
         raise ClusterError(f"the workers ended without a result in {folder.uri}: run it again")
     return TrainResult(
         folder=folder.uri,
-        run_id=tracked["run_id"],
+        run_id=tracked.get("run_id", ""),
         tracking_uri=tracked["tracking_uri"],
         model_uri=tracked.get("model_uri", ""),
         digest=result["digest"],
@@ -164,34 +174,45 @@ def _captions(store: Store, manifest: Manifest, num_samples: int) -> Iterator[st
 
 @contextmanager
 def _tracked(
-    config: TrainConfig,
-    server: tracking.Server,
-    folder: RunFolder,
-    manifest: Manifest,
-    watch: Watch,
-) -> Iterator[tracking.TrackedRun]:
+    config: TrainConfig, uri: str, folder: RunFolder, manifest: Manifest, watch: Watch
+) -> Iterator[TrackedRun]:
     """The MLflow run of this folder, with all in it that is known beforehand."""
-    earlier = folder.read_tracked()
-    known = earlier.get("run_id") if earlier.get("tracking_uri") == server.uri else None
-    with tracking.open_run(
-        server,
-        experiment=config.tracking.experiment,
-        name=config.name,
-        run_id=known,
-        params=flat(to_dict(config)),
-        tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
-    ) as tracked:
-        if tracked.run_id != known:
-            folder.write_tracked({"run_id": tracked.run_id, "tracking_uri": server.uri})
-            tracked.log_file("config.yaml", dump_config(config).encode())
-            tracked.log_dataset(config.data.train, digest=manifest.digest, context="training")
-            if config.eval.data:
-                held_out = read_manifest(open_store(config.eval.data))
-                tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
-        yield tracked
-    if tracked.lost:
-        text = f"{len(tracked.lost)} messages did not reach MLflow; the first: {tracked.lost[0]}"
-        watch({"kind": "note", "text": text})
+    known = folder.read_tracked()
+    if known.get("tracking_uri") != uri:
+        known = {"journal": uuid.uuid4().hex, "tracking_uri": uri}
+        folder.write_tracked(known)
+    kept = journal(known["journal"])
+    try:
+        with open_run(
+            kept,
+            uri=uri,
+            run_id=known.get("run_id", ""),
+            experiment=config.tracking.experiment,
+            name=config.name,
+            params=flat(to_dict(config)),
+            tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
+            note=lambda text: watch({"kind": "note", "text": text}),
+        ) as tracked:
+            _describe(config, folder, manifest, tracked)
+            yield tracked
+    finally:
+        sent = kept.sent()
+        became = {"run_id": sent.run_id, "model_uri": sent.model_uri}
+        folder.write_tracked({**known, **{name: value for name, value in became.items() if value}})
+        if kept.is_sent:
+            kept.remove()
+
+
+def _describe(
+    config: TrainConfig, folder: RunFolder, manifest: Manifest, tracked: TrackedRun
+) -> None:
+    """Tell what is known before the workers start; that a server has it already does no harm."""
+    tracked.log_file("config.yaml", dump_config(config).encode())
+    tracked.log_dataset(config.data.train, digest=manifest.digest, context="training")
+    if config.eval.data:
+        held_out = read_manifest(open_store(config.eval.data))
+        tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
+    tracked.catch_up(folder.read_metrics())
 
 
 def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:
@@ -209,14 +230,10 @@ def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, w
 
 
 def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:
-    return bool(config.tracking.registered_model) and "model_uri" not in folder.read_tracked()
+    return bool(config.tracking.registered_model) and not folder.read_tracked().get("model_uri")
 
 
-def _register(config: TrainConfig, folder: RunFolder, tracked: tracking.TrackedRun) -> None:
-    """Log the exported model to its run, register it, and remember that in the folder."""
-    if not config.tracking.registered_model:
-        return
-    model_uri = registry.register(
-        tracked, folder.read_model(), name=config.tracking.registered_model
-    )
-    folder.write_tracked({**folder.read_tracked(), "model_uri": model_uri})
+def _register(config: TrainConfig, folder: RunFolder, tracked: TrackedRun) -> None:
+    """Have the exported model logged to its run and registered."""
+    if config.tracking.registered_model:
+        tracked.register(f"{folder.uri}/model", config.tracking.registered_model)

@@ -26,7 +26,7 @@ from lotlip.train.state import TrainState
 from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
-from lotlip_platform.run_folder import BAD, TRACE, RunFolder
+from lotlip_platform.run_folder import GROWING, RunFolder
 from lotlip_platform.step_log import Meter, Records, Send
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
@@ -37,7 +37,8 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
 
     `arguments`: the resolved `config` as plain values, the addresses of the `run` folder and of
     the `data` (or its features) to train on, the `environment` that leads to the store, the
-    driver's current `folder` and its `mailbox`, and a name for this `life` of the workers.
+    driver's current `folder`, its `mailbox` and its token as `owner` of the run, and a name for
+    this `life` of the workers.
     """
     os.environ.update(arguments["environment"])
     if os.path.isdir(arguments["folder"]):
@@ -49,7 +50,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     send = Sender(mailbox)
     send({"kind": "born", "node": ray.get_runtime_context().get_node_id()})
     try:
-        _train(config, folder, arguments["data"], arguments["life"], send)
+        _train(config, folder, arguments, send)
     finally:
         # The calls before this one have arrived, too, once it is answered.
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
@@ -79,19 +80,22 @@ class Sender:
         self({"kind": "note", "text": text})
 
 
-def _train(config: TrainConfig, folder: RunFolder, data: str, life: str, send: Sender) -> None:
+def _train(
+    config: TrainConfig, folder: RunFolder, arguments: Mapping[str, Any], send: Sender
+) -> None:
     tokenizer = folder.read_tokenizer()
     if tokenizer is None:
         raise CheckpointError(
             f"a worker does not see what the driver wrote to {folder.uri}: on several machines "
             "store= must be s3:// or a folder that all share"
         )
-    source = make_source(config, tokenizer, data)
+    source = make_source(config, tokenizer, arguments["data"])
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
     check_tower(source.manifest.made_by, state.model.image_tower)
-    meter, records = Meter(send), Records(folder)
-    writer = Writer(life=life, rank=distributed.rank(), num_workers=distributed.world_size())
+    records = Records(folder, arguments["owner"], send)
+    meter = Meter(send, records)
+    writer = Writer(arguments["life"], distributed.rank(), distributed.world_size())
     saver = Saver(Checkpoints(folder.store), writer, config.checkpoint, note=send.note)
     metric: float | None = None
     steps = train_steps(
@@ -114,7 +118,7 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, life: str, send: S
         # Not where training is to stop: a machine may have little time left to save.
         at_rest = last or step.to_stop
         if held_out and every and step.step % every == 0 and not at_rest:
-            report = _evaluate(config, state.model, held_out, step.step, send)
+            report = _evaluate(config, state.model, held_out, step.step, send, records)
             metric = _best_by(config, report)
         if save:
             saver.save(
@@ -130,7 +134,7 @@ def _train(config: TrainConfig, folder: RunFolder, data: str, life: str, send: S
                 send({"kind": "stopped", "step": step.step})
             return
     saver.finish()
-    _finish(config, state, held_out, folder, send)
+    _finish(config, state, held_out, folder, send, records)
 
 
 def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
@@ -186,18 +190,26 @@ def _resumed(
         note(f"resuming at step {state.step} of {config.train.num_steps}")
     if distributed.rank() == 0:
         checkpoints.drop_later(state.step)
-        for of in (BAD, TRACE):
+        for of in GROWING:
             folder.drop_parts(of, behind=state.step)
     return state
 
 
 def _evaluate(
-    config: TrainConfig, model: LoTLIP, held_out: list[Sample], step: int, send: Send
+    config: TrainConfig,
+    model: LoTLIP,
+    held_out: list[Sample],
+    step: int,
+    send: Send,
+    records: Records,
 ) -> Report:
     """Every worker takes part, rank 0 reports."""
     report, features = run_benchmark(config.eval.benchmark, model, held_out)
     if distributed.rank() == 0:
         send({"kind": "evaluated", "step": step, "report": report})
+        of = f"eval/{report.benchmark}"
+        values = {f"{of}/{name}": interval.value for name, interval in report.metrics.items()}
+        records.measured(step, values)
         if step == config.train.num_steps:
             figure = retrieval_figure(features, held_out)
             send({"kind": "file", "name": "figures/retrieval.png", "content": figure})
@@ -218,14 +230,25 @@ def _best_by(config: TrainConfig, report: Report) -> float | None:
 
 
 def _finish(
-    config: TrainConfig, state: TrainState, held_out: list[Sample], folder: RunFolder, send: Send
+    config: TrainConfig,
+    state: TrainState,
+    held_out: list[Sample],
+    folder: RunFolder,
+    send: Send,
+    records: Records,
 ) -> None:
     """Evaluate and export what was learnt; the result, written last, marks the run as done."""
     if distributed.rank() == 0:
         folder.write_model(export.to_files(state.model))  # first: an evaluation may fail
-    report = _evaluate(config, state.model, held_out, state.step, send) if held_out else None
+    report = None
+    if held_out:
+        report = _evaluate(config, state.model, held_out, state.step, send, records)
+    write = records.cut(
+        state.step + 1
+    )  # behind the last checkpoint: it is done again after a failure
     if distributed.rank() == 0:
-        for of in (BAD, TRACE):
+        write()
+        for of in GROWING:
             folder.join_parts(of)
         read = config.train.num_steps * config.train.global_batch
         metrics = report.metrics if report else {}
@@ -237,5 +260,5 @@ def _finish(
                 "metrics": {name: vars(interval) for name, interval in metrics.items()},
             }
         )
-        for of in (BAD, TRACE):  # not before: without a result, training may come back to them
+        for of in GROWING:  # not before: without a result, training may come back to them
             folder.drop_parts(of, behind=0)

@@ -20,9 +20,9 @@ from lotlip.errors import CheckpointError, ConfigError, DataError, TrackingError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.export import digest
 from lotlip.model import LoTLIP
-from lotlip_platform.registry import fetch, register
+from lotlip_platform.registry import fetch, register, version_of
 from lotlip_platform.storage import ensure_bucket, open_store
-from lotlip_platform.tracking import Server, connect, open_run
+from lotlip_platform.tracking import Server, connect
 
 NAME = "registry-test"
 TEXT = "A red castle. Two birds are above it."
@@ -44,12 +44,13 @@ def registered(mlflow_server: str, model_folder: Path) -> Registered:
     """The tiny model, registered twice, so that there are two versions of it."""
     server = connect(mlflow_server)
     for version in ("1", "2"):
-        with open_run(
-            server, experiment="registry", name="run", run_id=None, params={}, tags={}
-        ) as run:
-            uri = register(run, export_files(model_folder), name=NAME)
+        run_id = server.client.create_run("0").info.run_id
+        uri = register(server, run_id, str(model_folder), name=NAME)
+        server.client.set_terminated(run_id)
         assert uri == f"models:/{NAME}/{version}"
-    return Registered(uri, run.run_id, server)
+        assert version_of(server.client, run_id, NAME) == uri
+        assert version_of(server.client, run_id, "another") == ""
+    return Registered(uri, run_id, server)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,189 @@
+"""The local journal of a run: all that is to be in MLflow, written here first.
+
+HOME/journal/ID/journal.jsonl       one entry a line, only ever appended to
+HOME/journal/ID/files/...           contents of artifacts, by checksum
+HOME/journal/ID/sent.json           how far it has come, kept by whoever sends it
+HOME/journal/ID/owner.lock          locked by the training process while it lives
+HOME/journal/ID/sender.lock         locked by whoever sends it
+
+An entry has a `kind`, of those that `sender` lists, and the `time_ms` of its making. It is sent
+with that time, whenever that may be, and however often it is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lotlip.errors import TrackingError
+from lotlip_platform.local_services import home
+
+Entry = dict[str, Any]
+
+
+@dataclass
+class Sent:
+    """How far a journal has come."""
+
+    offset: int = 0
+    """Bytes of the journal that are through."""
+    run_id: str = ""
+    """The MLflow run, once there is one."""
+    life: str = ""
+    """Of the training process whose entries these are."""
+    model_uri: str = ""
+    """`models:/NAME/VERSION`, once the model is registered."""
+    num_refused: int = 0
+    refused: list[str] = field(default_factory=list)
+    """Why the server took no such entry, one line each; the first few."""
+    trouble: str = ""
+    """Why sending doesn't go on at present; empty if it does."""
+
+
+class Journal:
+    """One run's journal. Several processes may append to it, one sends it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines = folder / "journal.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        return self._lines.exists()
+
+    def append(self, kind: str, **content: Any) -> None:
+        """Add an entry; `time_ms`, if it isn't now, is among `content`. Raises: OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entry = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
+        # A line that a killed process or a full disk cut short is ended first.
+        start = "" if self._ends_with_a_line() else "\n"
+        with self._lines.open("ab", buffering=0) as file:
+            file.write(f"{start}{json.dumps(entry)}\n".encode())
+
+    def keep(self, content: bytes) -> str:
+        """Keep the content of an artifact; its name for `kept`. Raises: OSError."""
+        name = hashlib.sha256(content).hexdigest()
+        path = self.kept(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_wholly(path, content)
+        return name
+
+    def kept(self, name: str) -> Path:
+        return self.folder / "files" / name
+
+    def read(self, offset: int) -> Iterator[tuple[Entry, int]]:
+        """Entries behind a place in bytes, each with the place after it."""
+        with contextlib.suppress(FileNotFoundError), self._lines.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # is being written
+                offset += len(line)
+                with contextlib.suppress(ValueError):  # cut short
+                    yield json.loads(line), offset
+
+    def open_life(self) -> str:
+        """The last training process, if its end isn't noted; else empty."""
+        life = ""
+        for entry, _ in self.read(0):
+            if entry["kind"] == "open":
+                life = entry["life"]
+            elif entry["kind"] == "end" and entry["life"] == life:
+                life = ""
+        return life
+
+    def last_time_ms(self) -> int:
+        """When the last entry was made."""
+        return max((entry["time_ms"] for entry, _ in self.read(0)), default=0)
+
+    def sent(self) -> Sent:
+        try:
+            return Sent(**json.loads((self.folder / "sent.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return Sent()  # what is sent a second time is known by its time
+
+    def write_sent(self, sent: Sent) -> None:
+        _write_wholly(self.folder / "sent.json", json.dumps(asdict(sent)).encode())
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all there is has come through."""
+        return next(self.read(self.sent().offset), None) is None
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Held by the training process; let go by its death, too.
+
+        Raises: TrackingError if another process has it, or the disk doesn't take it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(_locked(self.folder / "owner.lock", wait=False))
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    reason = "another process on this machine is at work on this run: stop it first"
+                else:
+                    reason = error.strerror
+                raise TrackingError(f"{self.folder}: {reason}") from error
+            yield
+
+    @property
+    def is_owned(self) -> bool:
+        try:
+            with _locked(self.folder / "owner.lock", wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    @contextmanager
+    def sending(self, *, wait: bool) -> Iterator[None]:
+        """The right to send. Raises: BlockingIOError if another has it and isn't waited for."""
+        with _locked(self.folder / "sender.lock", wait=wait):
+            yield
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ends_with_a_line(self) -> bool:
+        try:
+            with self._lines.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) == b"\n"
+        except OSError:  # there is none yet, or it is empty
+            return True
+
+
+def journal(name: str) -> Journal:
+    """The journal of this name."""
+    return Journal(home() / "journal" / name)
+
+
+def journals() -> list[Journal]:
+    """All that are kept on this machine."""
+    found = (Journal(folder) for folder in sorted((home() / "journal").glob("*/")))
+    return [one for one in found if one.exists]
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file
+
+
+def _write_wholly(path: Path, content: bytes) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(content)
+    new.replace(path)
