@@ -45,7 +45,7 @@ def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        # A loop that nobody holds any more is closed by the garbage collector, in whatever thread it
-        # happens to run: in this one, too, which is then about to end by itself.
+        # What nobody holds any more is closed by the garbage collector, in whatever thread that
+        # happens to run; in the filling one, too, which then ends by itself.
         if thread is not threading.current_thread():
             thread.join()

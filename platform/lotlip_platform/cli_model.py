@@ -77,7 +77,7 @@ def _train(arguments: argparse.Namespace) -> None:
     if result.metrics:
         print(table({config.name: result.metrics}))
     print(f"\nmodel    {result.folder}/model  (weights {result.digest})")
-    print(f"run      {result.run_id} at {result.tracking_uri}")
+    print(f"run      {result.run_id or 'not yet'} at {result.tracking_uri}")
     if result.model_uri:
         print(f"version  {result.model_uri}, alias candidate")
 

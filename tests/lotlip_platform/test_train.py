@@ -224,11 +224,7 @@ def test_a_worker_hears_that_it_is_to_stop_however_fast_it_tells():
 
 
 def test_an_interrupt_ends_the_workers_even_where_ray_goes_on(data: Path, tmp_path: Path):
-    run_ids: list[str] = []
-
     def interrupt(event: dict[str, Any]) -> None:
-        if event["kind"] == "started":
-            run_ids.append(event["run_id"])
         if event["kind"] == "step":
             raise KeyboardInterrupt
 
@@ -237,7 +233,7 @@ def test_an_interrupt_ends_the_workers_even_where_ray_goes_on(data: Path, tmp_pa
     whole = ray.available_resources()
     with pytest.raises(KeyboardInterrupt):
         train(config, interrupt)
-    assert mlflow_run(run_ids[0]).info.status == "KILLED"
+    assert only_run().info.status == "KILLED"
     deadline = time.monotonic() + 30
     while ray.available_resources()["CPU"] != whole["CPU"] and time.monotonic() < deadline:
         time.sleep(0.2)
