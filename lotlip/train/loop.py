@@ -97,6 +97,8 @@ class Step:
     num_tokens: int
     """Text tokens without padding."""
     data_wait_s: float
+    own_s: float
+    """Until this worker's features were there; from then on it needs those of the others."""
     step_s: float
     """Of the whole step, waiting for data included."""
     bad: tuple[BadSample, ...]
@@ -161,6 +163,7 @@ def train_steps(
                 num_samples=len(batch.keys),
                 num_tokens=int((batch.ids_BSL != 0).sum()),
                 data_wait_s=waited,
+                own_s=waited + done.features_s,
                 step_s=time.perf_counter() - began,
                 bad=batch.bad,
                 num_skipped=state.num_skipped,
@@ -181,6 +184,8 @@ class _Update:
     num_bad: int
     grad_norm: float
     to_stop: bool
+    features_s: float
+    """It took this worker so long to compute its features."""
 
 
 def _update(
@@ -202,7 +207,7 @@ def _update(
     if images.dtype == torch.uint8:
         images = normalise(images)
     ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
-    with autocast(loop.precision, device):
+    with autocast(loop.precision, device), _Stopwatch(device) as watch:
         image_BD, text_BND = model(images, ids_BSL, short_first)
     # Long captions alone all weigh the same.
     long_weight = loop.long_weight if short_first else 1.0
@@ -224,7 +229,41 @@ def _update(
             f"optim.lr={optim.lr} or lengthen optim.warmup_steps={optim.warmup_steps}"
         )
     num_bad = round(bad * distributed.world_size())
-    return _Update(loss=value, num_bad=num_bad, grad_norm=grad_norm, to_stop=stop > 0)
+    return _Update(
+        loss=value,
+        num_bad=num_bad,
+        grad_norm=grad_norm,
+        to_stop=stop > 0,
+        features_s=watch.seconds(),
+    )
+
+
+class _Stopwatch:
+    """Times a block of work on a device, without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * on_gpu)]
+        self._times = [0.0, 0.0]
+
+    def __enter__(self) -> _Stopwatch:
+        self._mark(0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._mark(1)
+
+    def _mark(self, end: int) -> None:
+        if self._events:
+            self._events[end].record()
+        else:
+            self._times[end] = time.perf_counter()
+
+    def seconds(self) -> float:
+        """To be asked once a later result has come back from the device."""
+        if self._events:
+            return self._events[0].elapsed_time(self._events[1]) / 1000
+        return self._times[1] - self._times[0]
 
 
 def _clipped(model: nn.Module, max_norm: float) -> float:

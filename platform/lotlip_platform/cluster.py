@@ -37,6 +37,12 @@ class ClusterConfig:
     max_failures: int = 2
     """Restarts from the last checkpoint after a worker died; errors in config or data are never
     retried."""
+    max_step_s: float = 45.0
+    """A step that all workers are at for longer is taken for a hang: they are killed, and start
+    again from the last checkpoint. 0: a step may take as long as it likes."""
+    max_memory_gb: float = 0.0
+    """Of a worker with its loader processes; above it the run saves, and its workers are started
+    again. 0: no limit but Ray's own, which kills workers on a machine that is 95% full."""
 
     def __post_init__(self) -> None:
         workers = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,)
@@ -47,6 +53,9 @@ class ClusterConfig:
             )
         if self.max_failures < 0:
             raise ConfigError(f"cluster.max_failures={self.max_failures} must be 0 or more")
+        for name in ("max_step_s", "max_memory_gb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"cluster.{name}={getattr(self, name)} must be 0 or more")
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ConfigError(
                 f"cluster.cpus_per_worker={self.cpus_per_worker} must be above 0, "
@@ -98,10 +107,14 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def beside_driver() -> Any:  # Ray's annotation of where this goes knows other strategies only
+def beside_driver() -> Any:
     """For what the driver can't do without: where it lives, no other machine can take it away."""
-    node = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node, soft=True)
+    return on_node(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def on_node(node: str, *, soft: bool) -> Any:  # Ray's annotations know other strategies only
+    """For what is to run on this machine; or, if that is gone and it is soft, on another."""
+    return NodeAffinitySchedulingStrategy(node, soft=soft)
 
 
 def store_environment() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """What the workers of a run tell its driver, and where the driver passes it on.
 
 Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
-is a dictionary with a `kind`: `features`, `started`, `born`, `step`, `metrics`, `evaluated`,
-`saved`, `stopped`, `bad`, `file`, `note` or `ended`.
+is a dictionary with a `kind`: `features`, `started`, `born`, `beat`, `step`, `metrics`,
+`evaluated`, `saved`, `stopped`, `bad`, `file`, `note` or `ended`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import ray
 
 from lotlip.errors import DataError
 from lotlip.evaluate.figures import curves
+from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.mailbox import Event
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
+from lotlip_platform.workers import Workers
 
 Watch = Callable[[Event], None]
 """Sees every event; for a display."""
@@ -26,18 +28,20 @@ Watch = Callable[[Event], None]
 class Listener:
     """Passes on what the workers tell: to MLflow, and to whoever watches."""
 
-    def __init__(self, folder: RunFolder, tracked: TrackedRun, watch: Watch) -> None:
+    def __init__(
+        self, folder: RunFolder, tracked: TrackedRun, watch: Watch, limits: ClusterConfig
+    ) -> None:
         self._folder, self._tracked, self._watch = folder, tracked, watch
+        self._limits = limits
         self._bad: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.start_life()
 
     def start_life(self) -> None:
         """The workers are about to be started."""
+        self.workers = Workers(self._limits)
         self.is_training = False
         self.stopped_at: int | None = None
         """The step at which they saved and ended, as they had been told to."""
-        self.nodes: set[str] = set()
-        """Ids of the machines they are on."""
 
     def note(self, text: str) -> None:
         self._watch({"kind": "note", "text": text})
@@ -48,8 +52,8 @@ class Listener:
                 self._tracked.log_metrics(event["values"], event["step"], time_ms=event["time_ms"])
             elif event["kind"] == "file":
                 self._tracked.log_file(event["name"], event["content"])
-            elif event["kind"] == "born":
-                self.nodes.add(event["node"])
+            elif event["kind"] in ("born", "beat", "ended"):
+                self.workers.take(event)
             elif event["kind"] == "step":
                 self.is_training = True
             elif event["kind"] == "stopped":

@@ -14,7 +14,7 @@ import ray
 
 from lotlip.errors import ClusterError, LotlipError
 from lotlip_platform.cluster import beside_driver
-from lotlip_platform.fit import Failure, fit
+from lotlip_platform.fit import fit
 from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.ownership import Owner
@@ -46,7 +46,7 @@ def run_workers(
     KeyboardInterrupt if they have nothing to save yet, and on a second signal.
     """
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=beside_driver())(Mailbox).remote()
-    listener = Listener(folder, tracked, watch)
+    listener = Listener(folder, tracked, watch, config.cluster)
     try:
         with stop_signals() as request:
             failures = 0
@@ -71,13 +71,13 @@ def run_workers(
                     raise failure.users_own
                 if request.by:
                     raise _stopped(config, listener.stopped_at, request, tracked, command)
-                if listener.stopped_at is not None:  # to go on with other machines
-                    continue
-                if failure is None:
+                if listener.stopped_at is None and failure is None:
                     break
-                failures += 1
-                _check_failures(failure, failures, config.cluster.max_failures)
-                listener.note(f"the workers failed ({failure.reason}): starting them again")
+                reason = life.fault or (failure.reason if failure else "")
+                if reason:
+                    failures += 1
+                    _check_failures(reason, failures, config.cluster.max_failures)
+                    listener.note(f"the workers failed ({reason}): starting them again")
     except BaseException:
         with contextlib.suppress(LotlipError):  # what came first is what is told
             listener.record_bad_samples()
@@ -99,7 +99,9 @@ class _Life:
         self._counts = worker_counts(config.cluster, config.data.order.num_streams)
         self.num_workers = self._as_many_as_fit()
         self._began = self._looked = time.monotonic()
-        self._told = self._waiting_told = False
+        self._told = self._waiting_told = self._straggler_told = False
+        self.fault = ""
+        """What is wrong with the workers, if that is why they are to end."""
         self._could_grow = 0
         listener.start_life()
         mailbox.tell_to_stop.remote(False)
@@ -108,6 +110,7 @@ class _Life:
         """Raises: KeyboardInterrupt if the run is to stop before there is anything to save."""
         self._listener.take(self._mailbox)
         self._tell_of_waiting()
+        self._look_at_workers()
         if self._told:
             return
         if self._request.by:
@@ -118,8 +121,23 @@ class _Life:
             self._looked = time.monotonic()
             self._look_at_machines()
 
+    def _look_at_workers(self) -> None:
+        workers = self._listener.workers
+        if self.fault:
+            return
+        if fault := workers.hung():
+            self.fault = fault
+            self._listener.note(f"{fault}: killing the workers")
+            workers.kill()
+        elif not self._told and (fault := workers.too_large()):
+            self.fault = fault
+            self._stop(f"{fault}: saving, then starting the workers again")
+        elif not self._straggler_told and (straggler := workers.straggler()):
+            self._straggler_told = True
+            self._listener.note(straggler)
+
     def _look_at_machines(self) -> None:
-        if self._listener.nodes & draining_nodes():
+        if self._listener.workers.nodes & draining_nodes():
             self._stop("Ray drains a machine of this run: saving, then going on elsewhere")
         elif self.num_workers < self._counts[-1]:
             most = most_that_fit(self._counts, self.num_workers + room(self._cluster))
@@ -147,7 +165,7 @@ class _Life:
             time.sleep(0.5)
 
     def _tell_of_waiting(self) -> None:
-        waited = not self._listener.nodes and time.monotonic() - self._began > _WAITING_S
+        waited = not self._listener.workers.nodes and time.monotonic() - self._began > _WAITING_S
         if waited and not self._waiting_told:
             self._waiting_told = True
             free = ray.available_resources()
@@ -162,11 +180,11 @@ class _Life:
         self._mailbox.tell_to_stop.remote(True)
 
 
-def _check_failures(failure: Failure, failures: int, max_failures: int) -> None:
+def _check_failures(reason: str, failures: int, max_failures: int) -> None:
     """Raises: ClusterError if the workers have failed too often."""
     if failures > max_failures:
         raise ClusterError(
-            f"training failed {failures} times, last with: {failure.reason}; the run "
+            f"training failed {failures} times, last with: {reason}; the run "
             "resumes from its last checkpoint when started again"
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,7 @@ from lotlip.train.state import TrainState
 from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
+from lotlip_platform.pulse import Pulse
 from lotlip_platform.run_folder import GROWING, RunFolder
 from lotlip_platform.step_log import Meter, Records, Send
 from lotlip_platform.storage import open_store
@@ -48,9 +51,18 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     mailbox = arguments["mailbox"]
 
     send = Sender(mailbox)
-    send({"kind": "born", "node": ray.get_runtime_context().get_node_id()})
+    send(
+        {
+            "kind": "born",
+            "rank": distributed.rank(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+    )
     try:
-        _train(config, folder, arguments, send)
+        with Pulse(send, distributed.rank()).told() as pulse:
+            _train(config, folder, arguments, send, pulse)
     finally:
         # The calls before this one have arrived, too, once it is answered.
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
@@ -64,24 +76,32 @@ class Sender:
         self._answer: ray.ObjectRef | None = None
         """Not yet read. Later ones don't take its place, or it would never be there in time."""
         self._told = False
+        self._lock = threading.Lock()
+        """Training, saving and beating threads tell."""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        answer = self._mailbox.put.remote(event)
-        self._answer = self._answer or answer
+        with self._lock:
+            answer = self._mailbox.put.remote(event)
+            self._answer = self._answer or answer
 
     def to_stop(self) -> bool:
         """Whether the driver has said to save and stop, as far as its answers are here."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._told = ray.get(self._answer)
-            self._answer = None
-        return self._told
+        with self._lock:
+            if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+                self._told = ray.get(self._answer)
+                self._answer = None
+            return self._told
 
     def note(self, text: str) -> None:
         self({"kind": "note", "text": text})
 
 
 def _train(
-    config: TrainConfig, folder: RunFolder, arguments: Mapping[str, Any], send: Sender
+    config: TrainConfig,
+    folder: RunFolder,
+    arguments: Mapping[str, Any],
+    send: Sender,
+    pulse: Pulse,
 ) -> None:
     tokenizer = folder.read_tokenizer()
     if tokenizer is None:
@@ -98,15 +118,23 @@ def _train(
     writer = Writer(arguments["life"], distributed.rank(), distributed.world_size())
     saver = Saver(Checkpoints(folder.store), writer, config.checkpoint, note=send.note)
     metric: float | None = None
+
+    def to_stop() -> bool:
+        pulse.at("step")  # it is asked when the step's data is there
+        return send.to_stop()
+
     steps = train_steps(
         state,
         source,
         loop=config.train,
         optim=config.optim,
         data=config.data,
-        to_stop=send.to_stop,
+        to_stop=to_stop,
     )
+    pulse.at("data")
     for step in steps:
+        pulse.stepped(step.own_s, step.step_s)
+        pulse.at("log")
         meter.take(step)
         records.take(step)
         last = step.step == config.train.num_steps
@@ -118,9 +146,11 @@ def _train(
         # Not where training is to stop: a machine may have little time left to save.
         at_rest = last or step.to_stop
         if held_out and every and step.step % every == 0 and not at_rest:
+            pulse.at("evaluation")
             report = _evaluate(config, state.model, held_out, step.step, send, records)
             metric = _best_by(config, report)
         if save:
+            pulse.at("save")
             saver.save(
                 step.step,
                 train_state.to_bytes(state, distributed.rank(), distributed.world_size()),
@@ -133,6 +163,8 @@ def _train(
             if writer.rank == 0:  # whose save is through when all is committed
                 send({"kind": "stopped", "step": step.step})
             return
+        pulse.at("data")
+    pulse.at("end")
     saver.finish()
     _finish(config, state, held_out, folder, send, records)
 
