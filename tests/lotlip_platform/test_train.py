@@ -335,6 +335,51 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert mlflow_run(result.run_id).info.status == "FINISHED"
 
 
+def test_a_frozen_worker_is_killed_and_the_result_is_the_same(
+    data: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, str, dict[int, float]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("lotlip_platform.workers._SILENCE_S", 6.0)
+    store, digest, _ = undisturbed
+    frozen: list[psutil.Process] = []
+    notes: list[str] = []
+
+    def freeze_one_after_the_second_checkpoint(event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        if event["kind"] == "saved" and event["step"] >= 20 and not frozen:
+            frozen.append(max(workers(), key=lambda process: process.create_time()))
+            frozen[0].suspend()
+
+    config = build_config(TrainConfig, values(data, tmp_path, **LONGER))
+    result = train(config, freeze_one_after_the_second_checkpoint)
+    silent = rf"worker [01] \(process {frozen[0].pid} on .*\) gives no sign of life for 6 s"
+    assert any(re.match(silent, note) for note in notes)
+    assert any(re.match(rf"the workers failed \({silent}\)", note) for note in notes)
+    assert not frozen[0].is_running()
+    assert result.digest == digest
+    assert trace_of(tmp_path) == trace_of(store)
+
+
+def test_workers_that_need_too_much_memory_save_before_they_are_given_up(
+    data: Path, tmp_path: Path
+):
+    changes = {
+        "train__num_samples": 32_000,
+        "train__save_every_steps": 1000,
+        "cluster__max_memory_gb": 0.05,
+        "cluster__max_failures": 0,
+        "eval__data": "",
+    }
+    failed = r"training failed 1 times, last with: worker . \(.*\) uses 0\..* GB of memory, more"
+    with pytest.raises(ClusterError, match=failed):
+        run(values(data, tmp_path, **changes))
+    assert list((tmp_path / "tiny" / "checkpoints").glob("*/commit.json"))
+    assert only_run().info.status == "FAILED"
+
+
 def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
     data: Path, tmp_path: Path, s3_env: str
 ):
