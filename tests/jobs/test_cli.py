@@ -381,21 +381,37 @@ def test_a_data_set_without_long_captions_cannot_train_on_them(
 # MLflow
 
 
-def test_a_dead_mlflow_server_is_told_before_ray_starts(
-    config: Path, fails: Fails, dead_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dead_mlflow_server_is_told_where_a_model_is_to_come_from_it(
+    fails: Fails, dead_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert f"no MLflow server at {dead_url}" in fails("train", config, f"tracking.uri={dead_url}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_url)
-    assert "no MLflow server" in fails("train", config)
-    assert "no MLflow server" in fails("eval", "models:/a@candidate", "--bench", "retrieval=/d")
+    for verb in (("eval", "--bench", "retrieval=/d"), ("search", "/d", *TEXT)):
+        told = fails(verb[0], "models:/a@candidate", *verb[1:])
+        assert f"no MLflow server at {dead_url}" in told
+
+
+def test_training_starts_without_an_mlflow_server_that_may_come_back(
+    config: Path, dead_url: str
+) -> None:
+    with pytest.raises(AssertionError, match="Ray was started"):
+        main(["train", str(config), f"tracking.uri={dead_url}"])
+
+
+def test_training_does_not_start_with_a_server_that_is_not_mlflow(
+    config: Path, fails: Fails, s3_env: str, tmp_path: Path
+) -> None:
+    told = fails("train", config, f"tracking.uri={s3_env}")
+    assert f"no MLflow server at {s3_env} (it answered 404 to /health)" in told
     assert is_empty(tmp_path / "runs")
 
 
 def test_a_password_in_the_address_of_mlflow_is_never_shown(
-    config: Path, fails: Fails, dead_url: str
+    config: Path, fails: Fails, s3_env: str
 ) -> None:
-    uri = dead_url.replace("://", "://user:correct-horse@")
-    assert "correct-horse" not in fails("train", config, f"tracking.uri={uri}")
+    uri = s3_env.replace("://", "://user:correct-horse@")
+    told = fails("train", config, f"tracking.uri={uri}")
+    assert s3_env in told
+    assert "correct-horse" not in told
 
 
 # Models

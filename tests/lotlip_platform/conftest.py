@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def faulty_proxy_module() -> ModuleType:
-    """`faulty_proxy.py` beside this file, which --import-mode=importlib keeps off sys.path."""
-    name = "lotlip_tests_faulty_proxy"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("faulty_proxy.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+from faulty_proxy import FaultyProxy, reads
 
 
 @pytest.fixture
-def faulty(
-    s3_env: str, faulty_proxy_module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable]:
-    """Puts a proxy that breaks answers between this process and its S3 server."""
+def faulty(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+    """Puts a proxy that breaks answers to reads between this process and its S3 server."""
     proxies = []
 
-    def start(choose: Callable[[str, str], str | None]):
-        proxy = faulty_proxy_module.FaultyProxy(s3_env, choose)
+    def start(choose: Callable[[str, str], str | None]) -> FaultyProxy:
+        proxy = FaultyProxy(s3_env, reads(choose))
         proxies.append(proxy)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         return proxy
