@@ -25,21 +25,23 @@ def add_verbs(verbs: Any) -> None:
 def _sync(arguments: argparse.Namespace) -> None:
     from lotlip_platform.track import sync
 
-    told = list(sync())
-    for one in told:
-        print(one.text)
-    left = [one for one in told if not one.is_done]
-    if left:
-        raise TrackingError(f"{len(left)} of {len(told)} runs are not wholly in MLflow, see above")
-    if not told:
+    num_told = num_left = 0
+    for one in sync():
+        print(one.text, flush=True)
+        num_told += 1
+        num_left += not one.is_done
+    if num_left:
+        raise TrackingError(f"{num_left} of {num_told} runs are not wholly in MLflow, see above")
+    if not num_told:
         print("nothing is left to send")
 
 
 def _reconcile(arguments: argparse.Namespace) -> None:
     from lotlip_platform.track import reconcile
 
-    told = list(reconcile(arguments.tracking))
-    for line in told:
-        print(line)
-    if not told:
+    num_told = 0
+    for line in reconcile(arguments.tracking):
+        print(line, flush=True)
+        num_told += 1
+    if not num_told:
         print("no run is taken for running that is not")

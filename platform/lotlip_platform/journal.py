@@ -13,6 +13,7 @@ with that time, whenever that may be, and however often it is tried.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,15 +21,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lotlip.errors import TrackingError
 from lotlip_platform.local_services import home
 
 Entry = dict[str, Any]
+_OWNED_S = 2.0  # others look whether somebody has it, which takes a moment
 
 
 @dataclass
@@ -37,10 +39,14 @@ class Sent:
 
     offset: int = 0
     """Bytes of the journal that are through."""
+    deferred: list[int] = field(default_factory=list)
+    """Where entries before that begin that the server doesn't take at present."""
+    uri: str = ""
+    """Of the server."""
     run_id: str = ""
     """The MLflow run, once there is one."""
-    life: str = ""
-    """Of the training process whose entries these are."""
+    life: int = 0
+    """Number of the training process whose entries these are."""
     model_uri: str = ""
     """`models:/NAME/VERSION`, once the model is registered."""
     num_refused: int = 0
@@ -48,6 +54,8 @@ class Sent:
     """Why the server took no such entry, one line each; the first few."""
     trouble: str = ""
     """Why sending doesn't go on at present; empty if it does."""
+    time_ms: int = 0
+    """When this was written."""
 
 
 class Journal:
@@ -67,8 +75,10 @@ class Journal:
         entry = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
         # A line that a killed process or a full disk cut short is ended first.
         start = "" if self._ends_with_a_line() else "\n"
+        line = f"{start}{json.dumps(entry)}\n".encode()
         with self._lines.open("ab", buffering=0) as file:
-            file.write(f"{start}{json.dumps(entry)}\n".encode())
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._lines))
 
     def keep(self, content: bytes) -> str:
         """Keep the content of an artifact; its name for `kept`. Raises: OSError."""
@@ -93,19 +103,25 @@ class Journal:
                 with contextlib.suppress(ValueError):  # cut short
                     yield json.loads(line), offset
 
-    def open_life(self) -> str:
-        """The last training process, if its end isn't noted; else empty."""
-        life = ""
+    def open_life(self) -> int:
+        """The last training process, if its end isn't noted; else 0."""
+        life = 0
         for entry, _ in self.read(0):
             if entry["kind"] == "open":
                 life = entry["life"]
             elif entry["kind"] == "end" and entry["life"] == life:
-                life = ""
+                life = 0
         return life
 
-    def last_time_ms(self) -> int:
-        """When the last entry was made."""
-        return max((entry["time_ms"] for entry, _ in self.read(0)), default=0)
+    def end_killed_life(self) -> None:
+        """Note the end of a training process that was killed together with its sender.
+
+        Raises: BlockingIOError if one is at work; OSError.
+        """
+        with self._owned(wait_s=0):
+            if life := self.open_life():
+                last = max(entry["time_ms"] for entry, _ in self.read(0))
+                self.append("end", status="KILLED", life=life, time_ms=last)
 
     def sent(self) -> Sent:
         try:
@@ -114,12 +130,19 @@ class Journal:
             return Sent()  # what is sent a second time is known by its time
 
     def write_sent(self, sent: Sent) -> None:
+        """Raises: OSError."""
+        sent.time_ms = int(time.time() * 1000)
         _write_wholly(self.folder / "sent.json", json.dumps(asdict(sent)).encode())
 
     @property
     def is_sent(self) -> bool:
         """Whether all there is has come through."""
-        return next(self.read(self.sent().offset), None) is None
+        sent = self.sent()
+        return not sent.deferred and next(self.read(sent.offset), None) is None
+
+    @property
+    def num_bytes(self) -> int:
+        return self._lines.stat().st_size if self.exists else 0
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -129,7 +152,7 @@ class Journal:
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(_locked(self.folder / "owner.lock", wait=False))
+                stack.enter_context(self._owned(wait_s=_OWNED_S))
             except OSError as error:
                 if isinstance(error, BlockingIOError):
                     reason = "another process on this machine is at work on this run: stop it first"
@@ -140,20 +163,33 @@ class Journal:
 
     @property
     def is_owned(self) -> bool:
+        if not (self.folder / "owner.lock").exists():
+            return False
         try:
-            with _locked(self.folder / "owner.lock", wait=False):
+            with self._owned(wait_s=0):
                 return False
         except BlockingIOError:
             return True
 
-    @contextmanager
-    def sending(self, *, wait: bool) -> Iterator[None]:
-        """The right to send. Raises: BlockingIOError if another has it and isn't waited for."""
-        with _locked(self.folder / "sender.lock", wait=wait):
-            yield
+    def _owned(self, *, wait_s: float) -> AbstractContextManager[None]:
+        return _locked(self.folder / "owner.lock", wait_s=wait_s)
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def sending(self) -> AbstractContextManager[None]:
+        """The right to send. Raises: BlockingIOError if another has it; OSError."""
+        return _locked(self.folder / "sender.lock", wait_s=0)
+
+    def remove_if_sent(self) -> bool:
+        """Remove it, if nothing is left to send and no training process has it."""
+        try:
+            with self._owned(wait_s=0):
+                if not self.is_sent:
+                    return False
+                # First: a place in a journal that is gone would be past the end of the next.
+                (self.folder / "sent.json").unlink(missing_ok=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        return True
 
     def _ends_with_a_line(self) -> bool:
         try:
@@ -176,11 +212,23 @@ def journals() -> list[Journal]:
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield file
+def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
+    """Raises: BlockingIOError if another has it all that time; OSError."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                # The file may have been removed in between: then this is a lock on nothing.
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    yield
+                    return
+        time.sleep(0.05)
 
 
 def _write_wholly(path: Path, content: bytes) -> None:

@@ -71,7 +71,8 @@ def run_workers(
                     raise failure.users_own
                 if request.by:
                     raise _stopped(config, listener.stopped_at, request, tracked, command)
-                if listener.stopped_at is None and failure is None:
+                is_done = failure is None or folder.read_result() is not None
+                if listener.stopped_at is None and is_done:
                     break
                 reason = life.fault or (failure.reason if failure else "")
                 if reason:

@@ -6,12 +6,14 @@ RUN/owner.json in the store names it, and holds a beat that changes as long as i
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,10 +38,12 @@ class Owner:
         self._record = {
             "token": self.token,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": me.pid,
             "created": me.create_time(),
         }
         self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
         self._is_lost = False
 
     def check(self) -> None:
@@ -47,13 +51,13 @@ class Owner:
         if self._is_lost:
             raise ConfigError(f"another process has taken over {self._folder.uri}: this one ends")
 
-    def beat(self) -> None:
+    def _beat(self) -> None:
         """Show life until the end."""
         beats = 0
         while not self._ended.wait(_BEAT_S):
             beats += 1
             with contextlib.suppress(LotlipError):  # a store that is away takes nobody's beat
-                if self._folder.read_owner().get("token") != self.token:
+                if self._folder.read_owner().get("token", self.token) != self.token:
                     self._is_lost = True
                     return
                 self._folder.write_owner({**self._record, "beat": beats})
@@ -63,9 +67,12 @@ class Owner:
         time.sleep(_SETTLE_S)  # two may have come at once; the later one has it
         self._is_lost = self._folder.read_owner().get("token") != self.token
         self.check()
+        self._beating.start()
 
     def give_back(self) -> None:
         self._ended.set()
+        if self._beating.is_alive():
+            self._beating.join()  # or its last beat might come after the end
         with contextlib.suppress(LotlipError):
             if self._folder.read_owner().get("token") == self.token:
                 self._folder.delete_owner()
@@ -84,10 +91,8 @@ def owned(folder: RunFolder) -> Iterator[Owner]:
             "that first, or give this run another name=..."
         )
     owner = Owner(folder)
-    owner.take()
-    beating = threading.Thread(target=owner.beat, daemon=True)
-    beating.start()
     try:
+        owner.take()
         yield owner
     finally:
         owner.give_back()
@@ -100,7 +105,7 @@ def is_alive(folder: RunFolder, owner: Mapping[str, Any]) -> bool:
     """
     if not owner:
         return False
-    if owner["host"] == socket.gethostname():
+    if owner.get("machine") == _machine():
         return living(owner["pid"], owner["created"]) is not None
     deadline = time.monotonic() + _SILENCE_S
     while time.monotonic() < deadline:
@@ -109,3 +114,12 @@ def is_alive(folder: RunFolder, owner: Mapping[str, Any]) -> bool:
             return bool(now)
         time.sleep(1.0)
     return False
+
+
+def _machine() -> str:
+    """Tells apart machines, and containers, in which process numbers mean the same."""
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not on Linux
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(found)

@@ -24,6 +24,7 @@ from lotlip.errors import CheckpointError, TrackingError
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 from lotlip_platform.storage import open_store
+from lotlip_platform.tracking_address import one_line
 
 CANDIDATE = "candidate"
 _REQUIREMENTS = (
@@ -37,11 +38,10 @@ _REQUIREMENTS = (
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> str:
-    """Log an export folder, here or in S3, to its run and register it under `name`, with alias
-    `candidate`.
+def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> int:
+    """Log an export folder, here or in S3, to its run and register it under `name`.
 
-    Returns its address `models:/NAME/VERSION`. Raises: MLflow's own errors, DataError.
+    Returns the number of the version. Raises: MLflow's own errors, DataError.
     """
     serving = Path(__file__).parent / "serving_model.py"
     with tempfile.TemporaryDirectory() as temporary, tracking.resumed(run_id):
@@ -57,15 +57,20 @@ def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> 
             input_example=_input_example(),
             pip_requirements=_requirements(),
         )
-        number = _new_version(server.client, run_id, name, logged)
-    return f"models:/{name}/{number}"
+        return _new_version(server.client, run_id, name, logged)
 
 
-def version_of(client: MlflowClient, run_id: str, name: str) -> str:
-    """The address of the newest version of `name` that a run made; empty if it made none."""
+def version_of(client: MlflowClient, run_id: str, name: str) -> int:
+    """The newest version of `name` that a run made; 0 if it made none."""
     found = client.search_model_versions(f"run_id = '{run_id}'")
-    versions = [int(version.version) for version in found if version.name == name]
-    return f"models:/{name}/{max(versions)}" if versions else ""
+    return max((int(version.version) for version in found if version.name == name), default=0)
+
+
+def make_candidate(client: MlflowClient, name: str, number: int) -> None:
+    """Set the alias `candidate`, unless a newer version has it."""
+    has = client.get_registered_model(name).aliases.get(CANDIDATE, 0)
+    if int(has) < number:
+        client.set_registered_model_alias(name, CANDIDATE, str(number))
 
 
 def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
@@ -105,8 +110,9 @@ def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
         try:
             folder = download_artifacts(source, dst_path=temporary)
         except tracking.FAILURES as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TrackingError(f"{server.uri} has no model {model}: {reason}") from error
+            raise TrackingError(
+                f"{server.uri} has no model {model}: {one_line(error, 200)}"
+            ) from error
         exported = Path(folder) / "artifacts" / "model"
         if not exported.is_dir():
             raise CheckpointError(f"{model} is not a model of lotlip: it has no export folder")
@@ -121,7 +127,7 @@ def _load_copy(folder: Path, address: str) -> LoTLIP:
         raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
-def _new_version(client: MlflowClient, run_id: str, name: str, logged: ModelInfo) -> str:
+def _new_version(client: MlflowClient, run_id: str, name: str, logged: ModelInfo) -> int:
     """The number of a new version of `name`, which is created if it is new itself."""
     try:
         client.create_registered_model(name)
@@ -131,8 +137,7 @@ def _new_version(client: MlflowClient, run_id: str, name: str, logged: ModelInfo
     created = client.create_model_version(
         name, logged.model_uri, run_id=run_id, model_id=logged.model_id
     )
-    client.set_registered_model_alias(name, CANDIDATE, str(created.version))
-    return str(created.version)
+    return int(created.version)
 
 
 def _model_of_run(server: tracking.Server, run_id: str) -> str:

@@ -2,7 +2,7 @@
 
 RUN/config.json                     the resolved config; a run is resumed with the same only
 RUN/tokenizer/...
-RUN/run.json                        its journal, and the MLflow run once there is one
+RUN/run.json                        its journal, lives so far, and the MLflow run once there is one
 RUN/owner.json                      the process that trains it, see `ownership`
 RUN/checkpoints/...                 see `checkpoints`
 RUN/model/...                       the exported model, once training is done
@@ -120,7 +120,11 @@ class RunFolder:
     def read_parts(self, of: str) -> Iterator[bytes]:
         """The lines of a file of the run as far as it goes."""
         whole = f"{of}.jsonl"
-        for name in self._parts(of) or [whole] * self.store.exists(whole):
+        parts = self._parts(of)
+        # Of a run that is done parts may be left, and not all of them.
+        if not parts or self.store.exists(_RESULT):
+            parts = [whole] * self.store.exists(whole)
+        for name in parts:
             with self.store.open(name) as file:
                 yield from file
 

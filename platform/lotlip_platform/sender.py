@@ -13,6 +13,7 @@ The kinds of entries:
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import warnings
@@ -23,20 +24,25 @@ from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from lotlip_platform import registry
 from lotlip_platform.journal import Entry, Journal
 from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.tracking import Server, connect
+from lotlip_platform.tracking_address import one_line
 
-STOP_TAGS = frozenset(("stopped", "continue_with"))
-"""Of a run that was told to stop: by whom and where, and what goes on from there."""
+END_TAGS = frozenset(("stopped", "continue_with", "ended_by"))
+"""Of a run that was told to stop, or found dead: by whom, and what goes on from there."""
 ID_TAG = "lotlip_run"
 """Holds the name of the run's journal; by it a run is found of which only the server knows."""
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+LIFE_TAG = "lotlip_life"
+"""Number of the training process that last told of itself; a run may move between machines."""
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 """Answers that the same request would always get."""
+_MAY_WAIT = ("file", "dataset", "register")
+"""What the server, or its store of artifacts, doesn't take holds up none of the rest."""
 _MAX_METRICS = 1000  # of a request, as MLflow allows
 _MAX_TAGS = 100  # and params
 _MAX_CHARACTERS = 5000  # of a tag or param; MLflow allows a little more
@@ -48,6 +54,8 @@ class Sender:
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._sent = journal, journal.sent()
+        if self._sent.offset > journal.num_bytes:  # of a journal that is gone
+            self._sent.offset, self._sent.deferred = 0, []
         self._server: Server | None = None
         self._known_steps: dict[str, set[int]] = {}
         """Of the metrics that the server has, by their names."""
@@ -57,30 +65,70 @@ class Sender:
     def send(self) -> bool:
         """Send what there is; whether all came through. If not, `Sent.trouble` says why."""
         try:
+            trouble = self._retried()
             for portion, offset in _portions(self._journal.read(self._sent.offset)):
-                self._send(portion)
-                self._sent.offset, self._sent.trouble = offset, ""
-                self._journal.write_sent(self._sent)
+                trouble = self._send(portion, at=self._sent.offset) or trouble
+                self._sent.offset = offset
+                self._note(trouble)
+            if trouble or self._sent.trouble:
+                self._note(trouble)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end what sends the rest
             self._server = None
-            self._sent.trouble = _line(error)
-            self._journal.write_sent(self._sent)
+            with contextlib.suppress(OSError):  # the disk is full: it stays as it was noted last
+                self._note(one_line(error))
             return False
-        return True
+        return not trouble
 
-    def _send(self, portion: list[Entry]) -> None:
-        """Raises: whatever kept it from getting through."""
+    def _note(self, trouble: str) -> None:
+        self._sent.trouble = trouble
+        self._journal.write_sent(self._sent)
+
+    def _retried(self) -> str:
+        """Send again what the server didn't take; why it still doesn't."""
+        trouble, left = "", self._sent.deferred
+        self._sent.deferred = []
+        for place in left:
+            entry, _ = next(self._journal.read(place))
+            trouble = self._send([entry], at=place) or trouble
+        return trouble
+
+    def _send(self, portion: list[Entry], *, at: int) -> str:
+        """Why the portion, which begins there, is put off; empty if it is through, or refused.
+
+        Raises: whatever keeps everything from getting through.
+        """
+        kind = portion[0]["kind"]
         try:
             self._deliver(portion)
-        except MlflowException as error:
-            if error.error_code not in _REFUSALS or portion[0]["kind"] == "open":
-                raise
-            if len(portion) == 1:
-                self._sent.num_refused += 1
-                self._sent.refused = [*self._sent.refused, _line(error)][:_MAX_TOLD]
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and kind == "file":
+                self._refused(error)  # it was to be kept here
+            elif isinstance(error, MlflowException) and self._is_refusal(error, kind):
+                if len(portion) == 1:
+                    self._refused(error)
+                else:
+                    return next(filter(None, [self._send([e], at=at) for e in portion]), "")
+            elif kind in _MAY_WAIT and self._is_there():
+                self._sent.deferred.append(at)
+                return one_line(error)
             else:
-                for entry in portion:
-                    self._send([entry])
+                raise
+        return ""
+
+    def _is_refusal(self, error: MlflowException, kind: str) -> bool:
+        if error.error_code not in _REFUSALS or kind == "open":
+            return False
+        run = self._client.get_run(self._sent.run_id)  # a deleted one may be restored
+        return run.info.lifecycle_stage == LifecycleStage.ACTIVE
+
+    def _is_there(self) -> bool:
+        """Whether the server still answers."""
+        connect(self._sent.uri).client.get_run(self._sent.run_id)
+        return True
+
+    def _refused(self, error: Exception) -> None:
+        self._sent.num_refused += 1
+        self._sent.refused = [*self._sent.refused, one_line(error)][:_MAX_TOLD]
 
     def _deliver(self, portion: list[Entry]) -> None:
         entry = portion[0]
@@ -89,51 +137,64 @@ class Sender:
             self._open(entry)
         elif kind == "metrics":
             self._send_metrics(portion)
+        elif kind == "dataset":
+            self._send_dataset(entry)
+        elif not self._is_current():
+            return  # a later life knows better
         elif kind == "tags":
             self._set_tags(entry["values"])
         elif kind == "file":
             self._send_file(entry)
-        elif kind == "dataset":
-            self._send_dataset(entry)
         elif kind == "register":
             self._register(entry)
         elif kind == "end" and entry["life"] == self._sent.life:
             # Not that of an earlier life, whose death was noticed late.
-            self._client.set_terminated(self._run_id, entry["status"], entry["time_ms"])
+            self._client.set_terminated(self._sent.run_id, entry["status"], entry["time_ms"])
 
     @property
     def _client(self) -> MlflowClient:
         if self._server is None:
-            sent = self._journal.read(0)
-            opened = [
-                e for e, offset in sent if e["kind"] == "open" and offset <= self._sent.offset
-            ]
-            self._server = connect(opened[-1]["uri"])
+            self._server = connect(self._sent.uri)
         return self._server.client
 
-    @property
-    def _run_id(self) -> str:
-        return self._sent.run_id
+    def _is_current(self) -> bool:
+        """Whether no later life of the run, on another machine, has told of itself."""
+        tags = self._client.get_run(self._sent.run_id).data.tags
+        if int(tags.get(LIFE_TAG, 0)) <= self._sent.life:
+            return True
+        self._is_new, self._known_steps = False, {}  # the other one sends metrics, too
+        return False
 
     def _open(self, entry: Entry) -> None:
-        self._server = connect(entry["uri"])
-        run_id = self._reopened(self._sent.run_id or entry["run_id"] or self._found(entry))
-        self._is_new = not run_id
-        self._known_steps = {}
-        self._sent.run_id, self._sent.life = run_id or self._created(entry), entry["life"]
+        self._sent.uri, self._server = entry["uri"], connect(entry["uri"])
+        self._is_new, self._known_steps = False, {}
+        self._sent.run_id, self._sent.life = self._found(entry), entry["life"]
+        if not self._sent.run_id:
+            self._sent.run_id, self._is_new = self._created(entry), True
         self._journal.write_sent(self._sent)
         self._set_params(entry["params"])
-        self._set_tags(entry["tags"])
+        if self._is_current():
+            self._reopen()
+            self._set_tags({**entry["tags"], LIFE_TAG: entry["life"]})
 
     def _set_params(self, values: Mapping[str, str]) -> None:
         """Those that the run doesn't have: MLflow takes no other value for one that it has."""
-        has = self._client.get_run(self._run_id).data.params
+        run_id = self._sent.run_id
+        has = self._client.get_run(run_id).data.params
         new = [Param(k, v[:_MAX_CHARACTERS]) for k, v in values.items() if k not in has]
         for start in range(0, len(new), _MAX_TAGS):
-            self._client.log_batch(self._run_id, params=new[start : start + _MAX_TAGS])
+            self._client.log_batch(run_id, params=new[start : start + _MAX_TAGS])
 
     def _found(self, entry: Entry) -> str:
-        """A run of this journal that a sender made and was killed before it could note that."""
+        """The run, if there is one that is not deleted."""
+        for run_id in filter(None, (entry["run_id"], self._sent.run_id)):
+            try:
+                if self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                    return run_id
+            except MlflowException as error:
+                if error.error_code not in _REFUSALS:
+                    raise
+        # One that a sender made and was killed before it could note that, or on another machine.
         experiment = self._client.get_experiment_by_name(entry["experiment"])
         if experiment is None:
             return ""
@@ -141,19 +202,12 @@ class Sender:
         runs = self._client.search_runs([experiment.experiment_id], of_this)
         return runs[0].info.run_id if runs else ""
 
-    def _reopened(self, run_id: str) -> str:
-        """The run, running again; empty if there is none, or it was deleted."""
-        if not run_id:
-            return ""
-        try:
-            self._client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-            for tag in STOP_TAGS & self._client.get_run(run_id).data.tags.keys():
-                self._client.delete_tag(run_id, tag)
-        except MlflowException as error:
-            if error.error_code in _REFUSALS:
-                return ""
-            raise
-        return run_id
+    def _reopen(self) -> None:
+        """It is running again, and what was told of its end is no longer true."""
+        run_id = self._sent.run_id
+        self._client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for tag in END_TAGS & self._client.get_run(run_id).data.tags.keys():
+            self._client.delete_tag(run_id, tag)
 
     def _created(self, entry: Entry) -> str:
         name = entry["experiment"]
@@ -161,7 +215,9 @@ class Sender:
         # A server has its own place for artifacts; without one they would go to the current folder.
         place = str(local_artifacts() / name) if entry["uri"] == local_tracking_uri() else None
         experiment = found.experiment_id if found else self._client.create_experiment(name, place)
-        tags = {ID_TAG: self._journal.folder.name}
+        # All tags at once: whatever happens next, `reconcile` can tell what the run is.
+        tags = {**entry["tags"], ID_TAG: self._journal.folder.name, LIFE_TAG: entry["life"]}
+        tags = {key: str(value)[:_MAX_CHARACTERS] for key, value in tags.items()}
         run = self._client.create_run(experiment, entry["time_ms"], tags, entry["name"])
         return run.info.run_id
 
@@ -170,6 +226,7 @@ class Sender:
 
         After a failure steps are trained, and told, again.
         """
+        self._is_current()
         new: dict[tuple[str, int], Metric] = {}
         for entry in portion:
             step = entry["step"]
@@ -177,26 +234,27 @@ class Sender:
                 if (name, step) not in new and step not in self._steps_of(name):
                     new[name, step] = Metric(name, float(value), entry["time_ms"], step)
         if new:
-            self._client.log_batch(self._run_id, metrics=list(new.values()))
+            self._client.log_batch(self._sent.run_id, metrics=list(new.values()))
         for name, step in new:
             self._known_steps[name].add(step)
 
     def _steps_of(self, metric: str) -> set[int]:
         if metric not in self._known_steps:
-            history = () if self._is_new else self._client.get_metric_history(self._run_id, metric)
+            run_id = self._sent.run_id
+            history = () if self._is_new else self._client.get_metric_history(run_id, metric)
             self._known_steps[metric] = {point.step for point in history}
         return self._known_steps[metric]
 
     def _set_tags(self, values: Mapping[str, str]) -> None:
         tags = [RunTag(key, str(value)[:_MAX_CHARACTERS]) for key, value in values.items()]
-        self._client.log_batch(self._run_id, tags=tags)
+        self._client.log_batch(self._sent.run_id, tags=tags)
 
     def _send_file(self, entry: Entry) -> None:
         directory, _, base = entry["name"].rpartition("/")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / base
             shutil.copyfile(self._journal.kept(entry["content"]), path)
-            self._client.log_artifact(self._run_id, str(path), directory or None)
+            self._client.log_artifact(self._sent.run_id, str(path), directory or None)
 
     def _send_dataset(self, entry: Entry) -> None:
         with warnings.catch_warnings():
@@ -207,15 +265,18 @@ class Sender:
             dataset = MetaDataset(source, name=short, digest=entry["digest"])
             tags = [InputTag(key=MLFLOW_DATASET_CONTEXT, value=entry["context"])]
             entity = DatasetInput(dataset=dataset._to_mlflow_entity(), tags=tags)
-            self._client.log_inputs(self._run_id, [entity])
+            self._client.log_inputs(self._sent.run_id, [entity])
 
     def _register(self, entry: Entry) -> None:
-        client, name = self._client, entry["name"]
+        from lotlip_platform import registry  # with torch, which only this needs
+
+        run_id, client = self._sent.run_id, self._client
         assert self._server is not None, "there is a client"
-        uri = registry.version_of(client, self._run_id, name)
-        if not uri:
-            uri = registry.register(self._server, self._run_id, entry["model"], name=name)
-        self._sent.model_uri = uri
+        number = registry.version_of(client, run_id, entry["name"])
+        if not number:
+            number = registry.register(self._server, run_id, entry["model"], name=entry["name"])
+        registry.make_candidate(client, entry["name"], number)
+        self._sent.model_uri = f"models:/{entry['name']}/{number}"
 
 
 def _portions(entries: Iterable[tuple[Entry, int]]) -> Iterator[tuple[list[Entry], int]]:
@@ -235,7 +296,3 @@ def _portions(entries: Iterable[tuple[Entry, int]]) -> Iterator[tuple[list[Entry
             yield [entry], offset
     if gathered:
         yield gathered, behind
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import psutil
@@ -38,8 +39,9 @@ def _received() -> int:
 def _gpu() -> dict[str, float]:
     if not torch.cuda.is_available():
         return {}
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "system/gpu_0_utilization_percentage": float(torch.cuda.utilization()),
-        "system/gpu_0_memory_usage_percentage": 100 * (1 - free / total),
-    }
+    measured = {}
+    with contextlib.suppress(Exception):  # a container may not let the driver's library be asked
+        free, total = torch.cuda.mem_get_info()
+        measured["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
+        measured["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
+    return measured

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lotlip.errors import TrackingError
 from lotlip_platform.journal import Journal, Sent
 from lotlip_platform.sender_process import SenderProcess
 
@@ -14,10 +14,11 @@ from lotlip_platform.sender_process import SenderProcess
 class TrackedRun:
     """One MLflow run, from `open_run` to its end."""
 
-    def __init__(self, journal: Journal, note: Callable[[str], None]) -> None:
+    def __init__(self, journal: Journal, life: int, note: Callable[[str], None]) -> None:
         self._journal, self._note = journal, note
-        self._sender = SenderProcess(journal)
+        self._sender = SenderProcess(journal, life)
         self._told = Sent(num_refused=journal.sent().num_refused)
+        self._told_trouble = ""
         self._is_losing = False
 
     def log_metrics(self, values: Mapping[str, float], step: int, **time_ms: int) -> None:
@@ -79,12 +80,14 @@ class TrackedRun:
         self._told = sent
         if sent.run_id != told.run_id:
             self._note(f"MLflow run {sent.run_id}")
-        if sent.trouble and not told.trouble:
+        trouble, told_trouble = self._sender.trouble, self._told_trouble
+        self._told_trouble = trouble
+        if trouble and not told_trouble:
             self._note(
-                f"MLflow doesn't take what is logged ({sent.trouble}): training goes on, and "
+                f"MLflow doesn't take what is logged ({trouble}): training goes on, and "
                 "that is kept here to be sent later"
             )
-        if told.trouble and not sent.trouble:
+        if told_trouble and not trouble:
             self._note("MLflow takes what is logged again")
         if sent.num_refused > told.num_refused:
             self._note(f"MLflow refused {sent.num_refused} entries, such as: {sent.refused[0]}")
@@ -101,6 +104,7 @@ def open_run(
     journal: Journal,
     *,
     uri: str,
+    life: int,
     run_id: str = "",
     experiment: str,
     name: str,
@@ -110,25 +114,28 @@ def open_run(
 ) -> Iterator[TrackedRun]:
     """A run in MLflow, at the server `uri`, for the length of the block. One journal is one run.
 
-    It continues the run `run_id`, or the one that the journal began, if there is such a one.
+    It continues the run `run_id`, or the one that the journal began, if there is such a one. `life`
+    counts the training processes of the run, on all machines.
 
     It ends FINISHED, FAILED if the block raises, or KILLED if it was interrupted, and KILLED also
     if this process is killed outright. Raises: TrackingError if another process on this machine has
     it open, or nothing can be written here.
     """
     with journal.owned():
-        life = f"{time.time_ns():x}"
-        journal.append(
-            "open",
-            life=life,
-            uri=uri,
-            run_id=run_id,
-            experiment=experiment,
-            name=name,
-            params={key: str(value) for key, value in params.items()},
-            tags=dict(tags),
-        )
-        run = TrackedRun(journal, note)
+        try:
+            journal.append(
+                "open",
+                life=life,
+                uri=uri,
+                run_id=run_id,
+                experiment=experiment,
+                name=name,
+                params={key: str(value) for key, value in params.items()},
+                tags=dict(tags),
+            )
+        except OSError as error:
+            raise TrackingError(f"cannot write to {journal.folder}: {error.strerror}") from error
+        run = TrackedRun(journal, life, note)
         status = "FAILED"
         try:
             yield run

@@ -25,7 +25,7 @@ from requests.exceptions import RetryError
 from lotlip.errors import TrackingError
 from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.storage import CALL_FAULTS
-from lotlip_platform.tracking_address import innermost, without_user
+from lotlip_platform.tracking_address import innermost, one_line, without_user
 
 FAILURES = (MlflowException, requests.RequestException, OSError, *CALL_FAULTS)
 """What an unreachable or unwilling server, or its artifact store, looks like from here."""
@@ -85,8 +85,7 @@ def failures_named(uri: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"MLflow at {uri} failed: {reason}") from error
+        raise TrackingError(f"MLflow at {uri} failed: {one_line(error)}") from error
 
 
 def _check_answers(uri: str) -> None:

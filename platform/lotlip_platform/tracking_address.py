@@ -50,4 +50,9 @@ def innermost(error: BaseException) -> str:
     """What happened on the wire, below what each library made of it."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return " ".join(str(error).split())[:200]
+    return one_line(error, 200)
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())[:length] or type(error).__name__

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
@@ -20,7 +21,7 @@ from lotlip.data.order import EpochOrder
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError
+from lotlip.errors import ClusterError, DataError, LotlipError
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
@@ -177,15 +178,18 @@ def _tracked(
     config: TrainConfig, uri: str, folder: RunFolder, manifest: Manifest, watch: Watch
 ) -> Iterator[TrackedRun]:
     """The MLflow run of this folder, with all in it that is known beforehand."""
-    known = folder.read_tracked()
+    known: dict[str, Any] = folder.read_tracked()
     if known.get("tracking_uri") != uri:
         known = {"journal": uuid.uuid4().hex, "tracking_uri": uri}
-        folder.write_tracked(known)
+    all_sent = known.pop("all_sent", False)
+    known["life"] = known.get("life", 0) + 1
+    folder.write_tracked(known)
     kept = journal(known["journal"])
     try:
         with open_run(
             kept,
             uri=uri,
+            life=known["life"],
             run_id=known.get("run_id", ""),
             experiment=config.tracking.experiment,
             name=config.name,
@@ -193,26 +197,26 @@ def _tracked(
             tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
             note=lambda text: watch({"kind": "note", "text": text}),
         ) as tracked:
-            _describe(config, folder, manifest, tracked)
+            _describe(config, manifest, tracked)
+            if not all_sent:
+                tracked.catch_up(folder.read_metrics())
             yield tracked
     finally:
-        sent = kept.sent()
-        became = {"run_id": sent.run_id, "model_uri": sent.model_uri}
-        folder.write_tracked({**known, **{name: value for name, value in became.items() if value}})
-        if kept.is_sent:
-            kept.remove()
+        sent, all_sent = kept.sent(), kept.is_sent
+        became = {"run_id": sent.run_id, "model_uri": sent.model_uri, "all_sent": all_sent}
+        with contextlib.suppress(LotlipError):  # a store that is away: how the run ended counts
+            folder.write_tracked({**known, **{k: value for k, value in became.items() if value}})
+        if all_sent:
+            kept.remove_if_sent()
 
 
-def _describe(
-    config: TrainConfig, folder: RunFolder, manifest: Manifest, tracked: TrackedRun
-) -> None:
+def _describe(config: TrainConfig, manifest: Manifest, tracked: TrackedRun) -> None:
     """Tell what is known before the workers start; that a server has it already does no harm."""
     tracked.log_file("config.yaml", dump_config(config).encode())
     tracked.log_dataset(config.data.train, digest=manifest.digest, context="training")
     if config.eval.data:
         held_out = read_manifest(open_store(config.eval.data))
         tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
-    tracked.catch_up(folder.read_metrics())
 
 
 def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:

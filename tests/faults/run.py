@@ -11,6 +11,7 @@ hung, was lost, doubled or different. With --report the table goes into docs/rel
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -47,8 +48,10 @@ class Injected:
     at: float
     step: int
     """The last step before it."""
+    has_workers: bool
+    """Whether the workers live on, or there have been new ones since."""
     recovery_s: float = 0.0
-    """Until a step that had not been there before."""
+    """Until a step that had not been there before; 0 if the next fault, or the end, came first."""
 
 
 @dataclass
@@ -72,6 +75,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     rounds = []
     sizes = [FAULTS_A_ROUND] * (given.faults // FAULTS_A_ROUND)
     sizes += [given.faults % FAULTS_A_ROUND] * (given.faults % FAULTS_A_ROUND > 0)
@@ -152,7 +156,9 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
         if is_due or (due_at is not None and time.monotonic() > due_at):
             kind = kinds[count]
             say(f"{name}, step {trainee.highest}: {kind.name}")
-            done.faults.append(Injected(kind, time.time(), trainee.highest))
+            done.faults.append(
+                Injected(kind, time.time(), trainee.highest, has_workers=not kind.is_deadly)
+            )
             kind.act(services, trainee, rng)
             # The next one may come before the run is back.
             soon = rng.random() < AT_ONCE
@@ -165,11 +171,14 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
 def recovered(done: Round, new: list[dict[str, Any]]) -> None:
     """Note the steps that a fault had kept from being made."""
     for event in new:
-        if event["kind"] != "step":
-            continue
         for fault in done.faults:
-            if not fault.recovery_s and event["step"] > fault.step and event["time"] > fault.at:
-                fault.recovery_s = event["time"] - fault.at
+            if event["time"] < fault.at:
+                continue
+            if event["kind"] == "born":
+                fault.has_workers = True
+            # What comes first may have been under way when the workers died.
+            elif event["kind"] == "step" and fault.has_workers and event["step"] > fault.step:
+                fault.recovery_s = fault.recovery_s or event["time"] - fault.at
 
 
 def check(services: Rig, base: Base, name: str, trainee: Trainee, done: Round) -> None:

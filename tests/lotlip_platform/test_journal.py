@@ -54,7 +54,7 @@ def test_a_line_that_was_cut_short_costs_no_other(kept: Journal) -> None:
     kept.append("tags", values={})
     with (kept.folder / "journal.jsonl").open("ab") as file:
         file.write(b'{"kind": "met')
-    kept.append("end", status="KILLED", life="a")
+    kept.append("end", status="KILLED", life=1)
     assert kinds(kept) == ["tags", "end"]
 
 
@@ -77,14 +77,14 @@ def test_what_was_sent_is_remembered_and_a_damaged_memory_begins_anew(kept: Jour
 
 
 def test_a_life_is_open_until_its_own_end_is_noted(kept: Journal) -> None:
-    assert kept.open_life() == ""
-    kept.append("open", life="a")
-    assert kept.open_life() == "a"
-    kept.append("open", life="b")
-    kept.append("end", life="a", status="KILLED")  # noticed late
-    assert kept.open_life() == "b"
-    kept.append("end", life="b", status="FINISHED")
-    assert kept.open_life() == ""
+    assert kept.open_life() == 0
+    kept.append("open", life=1)
+    assert kept.open_life() == 1
+    kept.append("open", life=2)
+    kept.append("end", life=1, status="KILLED")  # noticed late
+    assert kept.open_life() == 2
+    kept.append("end", life=2, status="FINISHED")
+    assert kept.open_life() == 0
 
 
 def test_a_journal_belongs_to_one_process_until_that_ends(kept: Journal) -> None:
@@ -110,9 +110,9 @@ def test_a_journal_belongs_to_one_process_until_that_ends(kept: Journal) -> None
 
 
 def test_one_process_sends_at_a_time(kept: Journal) -> None:
-    with kept.sending(wait=False), pytest.raises(BlockingIOError), kept.sending(wait=False):
+    with kept.sending(), pytest.raises(BlockingIOError), kept.sending():
         pass
-    with kept.sending(wait=True):
+    with kept.sending():
         pass
 
 
@@ -125,6 +125,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_all_journals_are_found_and_one_that_was_removed_is_not() -> None:
     assert journals() == []
     for name in ("b", "a", "c"):
-        journal(name).append("open", life="1")
-    journal("c").remove()
+        journal(name).append("open", life=1)
+    assert not journal("c").remove_if_sent()
+    ((_, offset),) = journal("c").read(0)
+    journal("c").write_sent(Sent(offset=offset))
+    assert journal("c").remove_if_sent()
     assert [found.folder.name for found in journals()] == ["a", "b"]

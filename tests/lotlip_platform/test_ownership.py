@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pytest
 from lotlip.data.store import FolderStore
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip_platform import ownership
-from lotlip_platform.ownership import is_alive, owned
+from lotlip_platform.ownership import _machine, is_alive, owned
 from lotlip_platform.run_folder import RunFolder
 
 
@@ -33,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record(**changes: Any) -> dict[str, Any]:
     me = psutil.Process()
-    owner = {"token": "t", "host": socket.gethostname(), "pid": me.pid, "beat": 0}
+    owner = {"token": "t", "host": "h", "machine": _machine(), "pid": me.pid, "beat": 0}
     return {**owner, "created": me.create_time(), **changes}
 
 
@@ -69,14 +68,14 @@ def test_a_process_that_was_killed_owns_nothing(folder: RunFolder) -> None:
 
 
 def test_an_owner_on_another_machine_is_known_by_its_beat(folder: RunFolder) -> None:
-    folder.write_owner(record(host="elsewhere"))
+    folder.write_owner(record(host="elsewhere", machine="elsewhere"))
     beats = threading.Event()
 
     def beat() -> None:
         for number in range(1, 40):
             if beats.wait(0.2):
                 return
-            folder.write_owner(record(host="elsewhere", beat=number))
+            folder.write_owner(record(host="elsewhere", machine="elsewhere", beat=number))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -90,7 +89,7 @@ def test_an_owner_on_another_machine_is_known_by_its_beat(folder: RunFolder) -> 
 
 
 def test_an_owner_elsewhere_that_ends_meanwhile_is_no_obstacle(folder: RunFolder) -> None:
-    folder.write_owner(record(host="elsewhere"))
+    folder.write_owner(record(host="elsewhere", machine="elsewhere"))
     threading.Timer(0.5, folder.delete_owner).start()
     with owned(folder):
         pass

@@ -20,7 +20,7 @@ from lotlip.errors import CheckpointError, ConfigError, DataError, TrackingError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.export import digest
 from lotlip.model import LoTLIP
-from lotlip_platform.registry import fetch, register, version_of
+from lotlip_platform.registry import fetch, make_candidate, register, version_of
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.tracking import Server, connect
 
@@ -43,14 +43,16 @@ def export_files(folder: Path) -> dict[str, bytes]:
 def registered(mlflow_server: str, model_folder: Path) -> Registered:
     """The tiny model, registered twice, so that there are two versions of it."""
     server = connect(mlflow_server)
-    for version in ("1", "2"):
+    for version in (1, 2):
         run_id = server.client.create_run("0").info.run_id
-        uri = register(server, run_id, str(model_folder), name=NAME)
+        number = register(server, run_id, str(model_folder), name=NAME)
+        make_candidate(server.client, NAME, number)
         server.client.set_terminated(run_id)
-        assert uri == f"models:/{NAME}/{version}"
-        assert version_of(server.client, run_id, NAME) == uri
-        assert version_of(server.client, run_id, "another") == ""
-    return Registered(uri, run_id, server)
+        assert number == version
+        assert version_of(server.client, run_id, NAME) == number
+        assert version_of(server.client, run_id, "another") == 0
+    make_candidate(server.client, NAME, 1)  # told late: a newer one stays
+    return Registered(f"models:/{NAME}/{number}", run_id, server)
 
 
 @pytest.fixture(autouse=True)

@@ -156,3 +156,15 @@ def test_bad_samples_are_those_of_the_parts_until_they_are_joined(folder: RunFol
     folder.drop_parts(BAD, behind=0)
     assert folder.store.list() == ["bad_samples.jsonl"]
     assert folder.read_bad_samples() == [{"index": 1}]
+
+
+def test_parts_that_are_left_behind_a_result_are_not_taken_for_the_whole(
+    folder: RunFolder,
+) -> None:
+    for at in (1, 2):
+        folder.write_part(TRACE, at, [step(at).to_line()])
+    folder.join_parts(TRACE)
+    folder.store.delete("trace/step-00000001.jsonl")  # killed while it removed them
+    assert list(folder.read_trace()) == [step(2)]
+    folder.write_result({"steps": 2})
+    assert list(folder.read_trace()) == [step(1), step(2)]

@@ -30,7 +30,7 @@ def kept(tmp_path: Path) -> Journal:
     return Journal(tmp_path / f"journal-{next(COUNT)}")
 
 
-def begin(kept: Journal, uri: str, life: str = "1", **changes: Any) -> None:
+def begin(kept: Journal, uri: str, life: int = 1, **changes: Any) -> None:
     options = {"experiment": "tests", "name": "run", "params": {}, "tags": {}, "run_id": ""}
     kept.append("open", life=life, uri=uri, **(options | changes))
 
@@ -60,7 +60,7 @@ def fill(kept: Journal, uri: str) -> None:
     uri = "s3://bucket/scenes/train"
     kept.append("dataset", uri=uri, digest="abc", context="training")
     kept.append("tags", values={"stopped": "by hand", "long": "x" * 9000})
-    kept.append("end", life="1", status="FINISHED", time_ms=1_800_000_000_000)
+    kept.append("end", life=1, status="FINISHED", time_ms=1_800_000_000_000)
 
 
 def check_filled(client: MlflowClient, run: Run) -> None:
@@ -118,7 +118,7 @@ def test_a_sender_may_die_at_any_moment_and_nothing_is_doubled(
     begin(kept, mlflow_server, experiment=experiment, params={"a": "1", "b": "2"})
     for step in range(40):
         metrics(kept, step, loss=step / 8, lr=1.0)
-    kept.append("end", life="1", status="FINISHED")
+    kept.append("end", life=1, status="FINISHED")
 
     class Dying(Sender):
         def _deliver(self, portion: list[dict[str, Any]]) -> None:
@@ -149,7 +149,7 @@ def test_steps_that_are_trained_again_are_not_doubled(
     metrics(kept, 1, loss=4.0)
     metrics(kept, 2, loss=3.0)
     run_id = send(kept)
-    begin(kept, mlflow_server, life="2")
+    begin(kept, mlflow_server, life=2)
     metrics(kept, 2, loss=3.5)  # told before
     metrics(kept, 2, loss=3.6, lr=0.1)
     metrics(kept, 3, loss=2.0)
@@ -165,7 +165,7 @@ def test_a_run_goes_on_from_another_machine_without_doubled_points(
     metrics(kept, 1, loss=4.0)
     run_id = send(kept)
     elsewhere = Journal(tmp_path / "elsewhere" / kept.folder.name)
-    begin(elsewhere, mlflow_server, life="2")
+    begin(elsewhere, mlflow_server, life=2)
     metrics(elsewhere, 1, loss=4.0)
     metrics(elsewhere, 2, loss=3.0)
     assert send(elsewhere) == run_id
@@ -175,16 +175,16 @@ def test_a_run_goes_on_from_another_machine_without_doubled_points(
 def test_a_life_whose_end_is_noticed_late_does_not_end_the_next(
     kept: Journal, client: MlflowClient, mlflow_server: str
 ) -> None:
-    begin(kept, mlflow_server, life="1", tags={"life": "one"}, params={"a": "1"})
+    begin(kept, mlflow_server, life=1, tags={"life": "one"}, params={"a": "1"})
     kept.append("tags", values={"stopped": "by SIGTERM", "continue_with": "lotlip train"})
-    begin(kept, mlflow_server, life="2", tags={"life": "two"}, params={"a": "2", "b": "3"})
-    kept.append("end", life="1", status="KILLED")
+    begin(kept, mlflow_server, life=2, tags={"life": "two"}, params={"a": "2", "b": "3"})
+    kept.append("end", life=1, status="KILLED")
     run = client.get_run(send(kept))
     assert run.info.status == "RUNNING"
     assert run.data.tags["life"] == "two"
     assert not {"stopped", "continue_with"} & run.data.tags.keys()
     assert run.data.params == {"a": "1", "b": "3"}
-    kept.append("end", life="2", status="FAILED")
+    kept.append("end", life=2, status="FAILED")
     assert client.get_run(send(kept)).info.status == "FAILED"
 
 
@@ -193,7 +193,7 @@ def test_a_run_that_is_known_by_its_id_is_continued(
 ) -> None:
     run_id = client.create_run("0").info.run_id
     begin(kept, mlflow_server, run_id=run_id)
-    kept.append("end", life="1", status="FINISHED")
+    kept.append("end", life=1, status="FINISHED")
     assert send(kept) == run_id
 
 
@@ -308,3 +308,109 @@ def test_a_model_that_is_gone_is_trouble_in_one_line(
     kept.append("register", model=str(tmp_path), name="gone")
     assert not Sender(kept).send()
     assert "not an export folder" in kept.sent().trouble
+
+
+def test_a_life_that_another_machine_has_followed_says_no_more_of_how_the_run_is(
+    kept: Journal, client: MlflowClient, mlflow_server: str, tmp_path: Path
+) -> None:
+    begin(kept, mlflow_server, life=1)
+    metrics(kept, 1, loss=4.0)
+    run_id = send(kept)
+    here = Sender(kept)
+    elsewhere = Journal(tmp_path / "elsewhere" / kept.folder.name)
+    begin(elsewhere, mlflow_server, life=2, run_id=run_id, tags={"code_version": "2"})
+    metrics(elsewhere, 2, loss=3.0)
+    elsewhere.append("end", life=2, status="FINISHED", time_ms=1_800_000_000_000)
+    send(elsewhere)
+    metrics(kept, 2, loss=3.0)
+    metrics(kept, 3, loss=2.0)
+    kept.append("tags", values={"code_version": "1"})
+    kept.append("file", name="config.yaml", content=kept.keep(b"old"))
+    kept.append("end", life=1, status="KILLED")
+    assert here.send()
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 1_800_000_000_000)
+    assert run.data.tags["code_version"] == "2"
+    assert history(client, run_id) == [(1, 4.0), (2, 3.0), (3, 2.0)]
+    assert client.list_artifacts(run_id) == []
+
+
+def test_a_file_that_is_not_taken_holds_up_nothing_else(
+    kept: Journal, client: MlflowClient, mlflow_server: str, tmp_path: Path
+) -> None:
+    (tmp_path / "artifacts").write_bytes(b"in the way")
+    place = (tmp_path / "artifacts").as_uri()
+    name = f"untaken-{kept.folder.parent.name}"
+    client.create_experiment(name, place)
+    begin(kept, mlflow_server, experiment=name)
+    kept.append("file", name="config.yaml", content=kept.keep(b"name: one"))
+    metrics(kept, 1, loss=1.0)
+    kept.append("end", life=1, status="FINISHED")
+    sender = Sender(kept)
+    assert not sender.send()
+    run_id = kept.sent().run_id
+    assert history(client, run_id) == [(1, 1.0)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert not kept.is_sent
+    assert "artifacts" in kept.sent().trouble
+    assert not Sender(kept).send()
+    (tmp_path / "artifacts").unlink()
+    send(kept)
+    assert [found.path for found in client.list_artifacts(run_id)] == ["config.yaml"]
+    assert kept.is_sent
+
+
+def test_a_file_that_is_not_kept_any_more_is_counted_as_refused(
+    kept: Journal, mlflow_server: str
+) -> None:
+    begin(kept, mlflow_server)
+    kept.append("file", name="config.yaml", content="gone")
+    send(kept)
+    assert kept.sent().num_refused == 1
+    assert "gone" in kept.sent().refused[0]
+
+
+def test_what_is_told_of_a_deleted_run_waits_until_it_is_restored(
+    kept: Journal, client: MlflowClient, mlflow_server: str
+) -> None:
+    begin(kept, mlflow_server)
+    run_id = send(kept)
+    client.delete_run(run_id)
+    metrics(kept, 1, loss=1.0)
+    assert not Sender(kept).send()
+    client.restore_run(run_id)
+    assert send(kept) == run_id
+    assert history(client, run_id) == [(1, 1.0)]
+    assert kept.sent().num_refused == 0
+
+
+def test_a_model_whose_registration_was_interrupted_becomes_the_candidate(
+    kept: Journal,
+    client: MlflowClient,
+    mlflow_server: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin(kept, mlflow_server)
+    kept.append("register", model=str(model_folder), name="interrupted")
+
+    def die(*given: Any) -> None:
+        raise ConnectionError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lotlip_platform.registry.make_candidate", die)
+        assert not Sender(kept).send()
+    run_id = send(kept)
+    assert client.get_model_version_by_alias("interrupted", "candidate").run_id == run_id
+    assert kept.sent().model_uri == "models:/interrupted/1"
+
+
+def test_a_memory_of_a_longer_journal_is_not_believed(
+    kept: Journal, client: MlflowClient, mlflow_server: str
+) -> None:
+    begin(kept, mlflow_server)
+    metrics(kept, 1, loss=1.0)
+    sent = kept.sent()
+    sent.offset = 10_000
+    kept.write_sent(sent)
+    assert history(client, send(kept)) == [(1, 1.0)]

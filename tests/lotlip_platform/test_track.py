@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mlflow import MlflowClient
 
 from lotlip.data.store import FolderStore
 from lotlip_platform.journal import Journal, journal, journals
+from lotlip_platform.ownership import _machine
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.sender import ID_TAG, Sender
 from lotlip_platform.track import reconcile, sync
@@ -36,7 +36,7 @@ def client(uri: str) -> MlflowClient:
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(FolderStore(tmp_path / "run"))
-    folder.store.write("config.json", b"{}")
+    folder.write_tracked({"journal": "elsewhere"})
     return folder
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_nobody_is_at_work_on_was_killed(
     client: MlflowClient, uri: str, folder: RunFolder
 ) -> None:
     run_id = begun(client, folder.uri)
-    folder.write_owner({"token": "t", "host": socket.gethostname(), "pid": 1, "created": 1.0})
+    folder.write_owner({"token": "t", "host": "h", "machine": _machine(), "pid": 1, "created": 1.0})
     assert list(reconcile(uri)) == [f"run: KILLED, run {run_id}"]
     assert info(client, run_id) == ("KILLED", 1_700_000_000_000)
 
@@ -78,7 +78,7 @@ def test_a_run_that_somebody_is_at_work_on_is_left_alone(
 ) -> None:
     run_id = begun(client, folder.uri)
     me = psutil.Process()
-    owner: dict[str, Any] = {"token": "t", "host": socket.gethostname(), "pid": me.pid}
+    owner: dict[str, Any] = {"token": "t", "host": "h", "machine": _machine(), "pid": me.pid}
     folder.write_owner({**owner, "created": me.create_time(), "beat": 0})
     assert list(reconcile(uri)) == ["run: is at work elsewhere"]
     assert info(client, run_id)[0] == "RUNNING"
@@ -108,7 +108,7 @@ def test_many_runs_are_all_looked_at(client: MlflowClient, uri: str, folder: Run
 
 def begin(kept: Journal, uri: str) -> None:
     options: dict[str, Any] = {"params": {}, "tags": {"run_folder": "/nowhere"}, "run_id": ""}
-    kept.append("open", life="1", uri=uri, experiment="tests", name="run", **options)
+    kept.append("open", life=1, uri=uri, experiment="tests", name="run", **options)
 
 
 def test_a_run_at_work_here_is_neither_sent_nor_ended(client: MlflowClient, uri: str) -> None:
@@ -126,7 +126,7 @@ def test_a_run_at_work_here_is_neither_sent_nor_ended(client: MlflowClient, uri:
 def test_a_journal_that_another_process_sends_is_left_to_it(uri: str) -> None:
     kept = journal("mine")
     begin(kept, uri)
-    with kept.sending(wait=False):
+    with kept.sending():
         (outcome,) = sync()
     assert outcome.text == "run: is being sent by another process"
     assert not kept.is_sent
@@ -139,10 +139,21 @@ def test_what_is_sent_is_removed_and_what_was_refused_is_told(
     begin(kept, uri)
     kept.append("metrics", step=1, values={"bad(name)": 1.0})
     time.sleep(0.01)
-    last = kept.last_time_ms()
+    last = max(entry["time_ms"] for entry, _ in kept.read(0))
     (outcome,) = sync()
     assert outcome.is_done
     assert "\n  refused: " in outcome.text
     assert journals() == []
     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
     assert (run.info.status, run.info.end_time) == ("KILLED", last)
+
+
+def test_a_folder_of_the_same_name_that_holds_another_run_tells_nothing(
+    client: MlflowClient, uri: str, folder: RunFolder
+) -> None:
+    run_id = begun(client, folder.uri)
+    folder.write_tracked({"journal": "that of another run"})
+    folder.write_result({"steps": 8})
+    (line,) = reconcile(uri)
+    assert "can't be seen from here" in line
+    assert info(client, run_id)[0] == "RUNNING"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ import sys, time
 from lotlip_platform.journal import journal
 from lotlip_platform.tracked_run import open_run
 with open_run(journal(sys.argv[2]), uri=sys.argv[1], experiment="tests", name="killed", params={},
-              tags={}, note=lambda text: None) as run:
+              tags={}, life=1, note=lambda text: None) as run:
     run.log_metrics({"train/loss": 1.0}, 1)
     print("begun", flush=True)
     time.sleep(600)
@@ -63,6 +65,7 @@ def opened(uri: str, notes: list[str]) -> Iterator[TrackedRun]:
         name="one",
         params={"a": 1},
         tags={},
+        life=1,
         note=notes.append,
     ) as run:
         yield run
@@ -101,7 +104,7 @@ def senders(kept: Journal) -> list[psutil.Process]:
 def gone(kept: Journal) -> bool:
     """Whether nobody sends it any more; a killed process holds its locks a moment longer."""
     try:
-        with kept.sending(wait=False):
+        with kept.sending():
             return not senders(kept)
     except BlockingIOError:
         return False
@@ -268,7 +271,7 @@ def test_a_full_disk_is_told_once_and_ends_no_training(mlflow_server: str, tmp_p
         "import resource, sys\n"
         "from lotlip_platform.journal import journal\n"
         "from lotlip_platform.tracked_run import TrackedRun\n"
-        "run = TrackedRun(journal('full'), lambda text: print(text))\n"
+        "run = TrackedRun(journal('full'), 1, lambda text: print(text))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for step in range(100):\n"
         "    run.log_metrics({'train/loss': 1.0}, step)\n"
@@ -281,5 +284,25 @@ def test_a_full_disk_is_told_once_and_ends_no_training(mlflow_server: str, tmp_p
     told = done.stdout.splitlines()
     assert told[-1] == "trained"
     assert len(told) == 2
-    assert f"cannot write to {journal('full').folder} (File too large)" in told[0]
+    assert f"cannot write to {journal('full').folder} (No space left on device)" in told[0]
     assert len(list(journal("full").read(0))) > 5
+
+
+def test_a_sender_ends_even_where_the_disk_takes_no_word_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine().append("open", life=1)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    ended = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        sender_process._await_end(mine(), 1, ended)
+    assert ended.is_set()
+    sender_process._await_end(mine(), 2, ended)
+    assert mine().open_life() == 1, "another life's end is not its own to tell"
+    sender_process._await_end(mine(), 1, ended)
+    assert mine().open_life() == 0
+
+
+def full(*given: Any, **content: Any) -> None:
+    raise OSError(28, "No space left on device")
