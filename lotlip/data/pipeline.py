@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
@@ -108,6 +108,8 @@ class Source:
     global_batch: int
     seed: int
     trace: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The version of each shard, by name, that is to be read; of none, any is."""
 
     def epoch(self, epoch: int) -> EpochOrder:
         return EpochOrder(
@@ -236,7 +238,8 @@ def _from(source: Source, order: EpochOrder, stream: int, number: int) -> Iterat
     for span in order.spans(begin + number, begin + order.stream_length):
         shard = source.manifest.shards[span.shard]
         places = range(span.start, span.stop)
-        raw = read_shard(source.store, shard, start=span.start)
+        tag = source.tags.get(shard.name, "")
+        raw = read_shard(source.store, shard, start=span.start, tag=tag)
         for index, members in zip(places, raw, strict=False):
             yield _Read(shard.name, index, members)
 

@@ -149,18 +149,20 @@ def write_dataset(
 
 
 def read_shard(
-    store: Store, shard: Shard, *, start: int = 0
+    store: Store, shard: Shard, *, start: int = 0, tag: str = ""
 ) -> Iterator[RawSample | DamagedShardError]:
     """One item for each sample from number `start` on: its members, or the damage that took it.
 
     A damage takes the samples from there, perhaps the one just before it, too, to the next offset
-    that the manifest knows. What a sample is doesn't depend on where reading started.
+    that the manifest knows. What a sample is doesn't depend on where reading started. `tag` is the
+    version of the shard that the reader relies on, if it does.
 
     Raises: DataError if the shard is missing, changed or unreadable.
     """
     where, number = f"{store.uri}/{shard.name}", start
     _, from_byte = shard.part(start)
-    with store.open(shard.name, num_bytes=shard.num_bytes, start=from_byte.start) as stream:
+    size, first = shard.num_bytes, from_byte.start
+    with store.open(shard.name, num_bytes=size, tag=tag, start=first) as stream:
         while number < shard.num_samples:
             samples, extent = shard.part(number)
             part = _Part(stream, len(extent), where)

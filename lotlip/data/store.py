@@ -5,16 +5,25 @@ The science reads and writes through this small protocol only; `lotlip_platform.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from lotlip.errors import DataError
 
 _PART = ".part-"  # files that are being written, or whose writer was killed
+
+
+class Version(NamedTuple):
+    """What tells the contents of an object, old and new, apart."""
+
+    num_bytes: int
+    tag: str
+    """An ETag in S3, a time in a folder."""
 
 
 class Store(Protocol):
@@ -25,11 +34,13 @@ class Store(Protocol):
         """The address of the store, without a trailing slash."""
         ...
 
-    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+    def open(
+        self, name: str, *, num_bytes: int | None = None, tag: str = "", start: int = 0
+    ) -> BinaryIO:
         """Open an object for sequential reading from byte `start` on.
 
-        `num_bytes` is the size the reader relies on. Raises: DataError if the object is missing
-        or its size differs.
+        `num_bytes` and `tag` are the size and the version that the reader relies on. Raises:
+        DataError if the object is missing or another one.
         """
         ...
 
@@ -47,6 +58,10 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names that start with `prefix`."""
+        ...
+
+    def versions(self, prefix: str = "") -> dict[str, Version]:
+        """What lies there now, by name."""
         ...
 
     def exists(self, name: str) -> bool: ...
@@ -70,19 +85,23 @@ class FolderStore:
     def uri(self) -> str:
         return str(self.root)
 
-    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+    def open(
+        self, name: str, *, num_bytes: int | None = None, tag: str = "", start: int = 0
+    ) -> BinaryIO:
         path = self._path(name)
         try:
             file = path.open("rb")
         except OSError as error:
             raise _unreadable(path, error) from error
-        found = os.fstat(file.fileno()).st_size
-        if num_bytes is not None and found != num_bytes:
+        found = _version(os.fstat(file.fileno()))
+        wrong = ""
+        if num_bytes is not None and found.num_bytes != num_bytes:
+            wrong = wrong_size(str(path), found.num_bytes, num_bytes)
+        elif tag and found.tag != tag:
+            wrong = f"{path} was changed while it was in use: start again"
+        if wrong:
             file.close()
-            raise DataError(
-                f"{path} has {found} bytes, expected {num_bytes}: was it changed or cut? "
-                "Copy it again"
-            )
+            raise DataError(wrong)
         file.seek(start)
         return file
 
@@ -109,6 +128,13 @@ class FolderStore:
             if path.is_file() and not path.name.startswith(_PART)
         )
         return sorted(name for name in names if name.startswith(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, Version]:
+        found = {}
+        for name in self.list(prefix):
+            with contextlib.suppress(FileNotFoundError):  # has just been deleted
+                found[name] = _version(self._path(name).stat())
+        return found
 
     def exists(self, name: str) -> bool:
         path = self._path(name)
@@ -154,6 +180,15 @@ class FolderStore:
         finally:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
+
+
+def wrong_size(where: str, found: int, expected: int) -> str:
+    """What to say of an object that is not as large as its reader relies on."""
+    return f"{where} has {found} bytes, expected {expected}: was it changed or cut? Copy it again"
+
+
+def _version(stat: os.stat_result) -> Version:
+    return Version(stat.st_size, str(stat.st_mtime_ns))
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

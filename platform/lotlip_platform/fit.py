@@ -23,6 +23,7 @@ from lotlip.configuration import to_dict
 from lotlip.errors import ClusterError, LotlipError
 from lotlip_platform.cluster import beside_driver, store_environment
 from lotlip_platform.local_services import home
+from lotlip_platform.shard_versions import TrainingData
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import train_worker
 
@@ -45,21 +46,23 @@ def fit(
     *,
     num_workers: int,
     run: str,
-    data: str,
+    data: TrainingData,
     owner: str,
     mailbox: Any,
     listen: Callable[[], None],
 ) -> Failure | None:
     """Run `train_worker` on so many workers until all have ended, or one failed.
 
-    `run` and `data` are addresses, `owner` is the token that allows to save, `listen` is called all
-    the while. Raises: ClusterError if the
-    cluster itself is lost, and what `listen` raises; the workers are ended then.
+    `run` is an address, `owner` is the token that allows to save, `listen` is called all the while.
+
+    Raises: ClusterError if the cluster itself is lost, and what `listen` raises; the workers are
+    ended then.
     """
     arguments = {
         "config": to_dict(config),
         "run": run,
-        "data": data,
+        "data": data.uri,
+        "tags": data.tags,
         "owner": owner,
         "environment": store_environment(),
         "folder": os.getcwd(),

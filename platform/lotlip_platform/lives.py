@@ -21,6 +21,7 @@ from lotlip_platform.ownership import Owner
 from lotlip_platform.preemption import Stopped, StopRequest, draining_nodes, stop_signals
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import most_that_fit, room, worker_counts
+from lotlip_platform.shard_versions import TrainingData
 from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
 
@@ -33,7 +34,7 @@ _WAITING_S = 60.0
 
 def run_workers(
     config: TrainConfig,
-    data: str,
+    data: TrainingData,
     folder: RunFolder,
     tracked: TrackedRun,
     owner: Owner,

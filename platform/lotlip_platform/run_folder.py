@@ -3,6 +3,7 @@
 RUN/config.json                     the resolved config; a run is resumed with the same only
 RUN/tokenizer/...
 RUN/run.json                        its journal, lives so far, and the MLflow run once there is one
+RUN/shards.json                     the versions of the shards that it trains on
 RUN/owner.json                      the process that trains it, see `ownership`
 RUN/checkpoints/...                 see `checkpoints`
 RUN/model/...                       the exported model, once training is done
@@ -28,6 +29,7 @@ from lotlip.train.trace import StepTrace, read_trace
 from lotlip_platform.config import flat
 
 _CONFIG, _RUN, _OWNER, _RESULT = "config.json", "run.json", "owner.json", "result.json"
+_SHARDS = "shards.json"
 BAD, TRACE, METRICS = GROWING = "bad_samples", "trace", "metrics"
 """Files that grow with training; until it is done they are in parts, BAD/step-00000500.jsonl."""
 _MAY_CHANGE = frozenset(
@@ -165,6 +167,15 @@ class RunFolder:
 
     def read_tracked(self) -> dict[str, Any]:
         return self._read_json(_RUN) if self.store.exists(_RUN) else {}
+
+    def write_shards(self, data: str, tags: Mapping[str, str]) -> None:
+        """Keep which versions of the shards at `data` the run trains on."""
+        self._write_json(_SHARDS, {"data": data, "tags": dict(tags)})
+
+    def read_shards(self, data: str) -> dict[str, str]:
+        """Empty if the run has not trained on `data` yet."""
+        kept = self._read_json(_SHARDS) if self.store.exists(_SHARDS) else {}
+        return kept["tags"] if kept.get("data") == data else {}
 
     def write_owner(self, owner: Mapping[str, Any]) -> None:
         self._write_json(_OWNER, owner)

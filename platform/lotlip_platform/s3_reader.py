@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from lotlip.data.store import wrong_size
 from lotlip.errors import DataError
 
 MAX_FRUITLESS_ATTEMPTS = 8
@@ -67,23 +68,29 @@ class ResumingReader(io.RawIOBase):
     """A raw stream over an `ObjectSource`. Not for use by several threads at once."""
 
     def __init__(
-        self, source: ObjectSource, *, num_bytes: int | None = None, start: int = 0
+        self,
+        source: ObjectSource,
+        *,
+        num_bytes: int | None = None,
+        etag: str = "",
+        start: int = 0,
     ) -> None:
-        """`num_bytes` is the size the caller relies on, `start` the first byte it wants.
+        """`num_bytes` and `etag` are those the caller relies on, `start` the first byte it wants.
 
-        Raises: DataError if it differs or the object cannot be reached.
+        Raises: DataError if the size differs or the object cannot be reached. That the ETag differs
+        is noticed at the first byte.
         """
         super().__init__()
         self._source = source
         self._position = start
         self._fruitless = 0
         self._body: Body | None = None
+        if num_bytes is not None and etag:
+            self._version = ObjectVersion(num_bytes, etag)  # each request is tied to it
+            return
         self._version = self._insist(source.stat)
         if num_bytes is not None and num_bytes != self._version.num_bytes:
-            raise DataError(
-                f"{source.uri} has {self._version.num_bytes} bytes, expected {num_bytes}: "
-                "was it changed or cut? Copy it again"
-            )
+            raise DataError(wrong_size(source.uri, self._version.num_bytes, num_bytes))
 
     def readable(self) -> bool:
         return True

@@ -20,7 +20,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lotlip.data.store import FolderStore, Store
+from lotlip.data.store import FolderStore, Store, Version
 from lotlip.errors import ConfigError, DataError
 from lotlip_platform.s3_errors import Place, code_of, endpoint_url, explained, status_of
 from lotlip_platform.s3_object import NETWORK_FAULTS, S3Object
@@ -90,11 +90,14 @@ class S3Store:
     def uri(self) -> str:
         return Place(self.bucket, self.prefix).uri
 
-    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+    def open(
+        self, name: str, *, num_bytes: int | None = None, tag: str = "", start: int = 0
+    ) -> BinaryIO:
         place = self._place(name)
         # The reader retries by itself, from where it stands.
         client = self._clients.get(place, attempts=1)
-        reader = ResumingReader(S3Object(client, place), num_bytes=num_bytes, start=start)
+        source = S3Object(client, place)
+        reader = ResumingReader(source, num_bytes=num_bytes, etag=tag, start=start)
         return cast(BinaryIO, io.BufferedReader(reader, BUFFER_BYTES))
 
     def read(self, name: str) -> bytes:
@@ -112,16 +115,21 @@ class S3Store:
             client.upload_file(str(path), place.bucket, place.key)
 
     def list(self, prefix: str = "") -> list[str]:
+        return list(self.versions(prefix))
+
+    def versions(self, prefix: str = "") -> dict[str, Version]:
         base = f"{self.prefix}/" if self.prefix else ""
         place = Place(self.bucket, base + prefix)
         client = self._clients.get(place, attempts=CALL_ATTEMPTS)
-        names: list[str] = []
+        found: dict[str, Version] = {}
         with _explaining(place, "list"):
             pages = client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=place.bucket, Prefix=place.key):
-                names += [entry["Key"][len(base) :] for entry in page.get("Contents", ())]
-        # Keys that end in a slash are the folders that web consoles draw.
-        return sorted(name for name in names if name and not name.endswith("/"))
+                for entry in page.get("Contents", ()):
+                    name = entry["Key"][len(base) :]
+                    if name and not name.endswith("/"):  # the folders that web consoles draw
+                        found[name] = Version(entry["Size"], entry["ETag"])
+        return dict(sorted(found.items()))
 
     def exists(self, name: str) -> bool:
         with self._call(name, "look up") as (client, place):

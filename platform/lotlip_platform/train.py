@@ -38,6 +38,7 @@ from lotlip_platform.local_services import home
 from lotlip_platform.ownership import owned
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import worker_counts
+from lotlip_platform.shard_versions import TrainingData, check_shards
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_run import TrackedRun, open_run
 from lotlip_platform.train_config import TrainConfig
@@ -84,7 +85,7 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
                 owned(folder) as owner,
                 _tracked(config, uri, folder, manifest, watch) as tracked,
             ):
-                data = _training_data(config, manifest, model.image_tower, watch)
+                data = _pinned(folder, _training_data(config, manifest, model.image_tower, watch))
                 watch({"kind": "started", "folder": folder.uri})
                 run_workers(config, data, folder, tracked, owner, watch, command)
                 _register(config, folder, tracked)
@@ -113,7 +114,9 @@ def _result(folder: RunFolder) -> TrainResult:
 
 def _checked_data(config: TrainConfig) -> Manifest:
     """Raises: ConfigError, DataError for what would otherwise stop the workers later."""
-    manifest = read_manifest(open_store(config.data.train))
+    store = open_store(config.data.train)
+    manifest = read_manifest(store)
+    check_shards(store, manifest, known={})
     loop, order = config.train, config.data.order
     EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
     worker_counts(config.cluster, order.num_streams)
@@ -231,6 +234,15 @@ def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, w
         gpus=config.cluster.gpus_per_worker,
         on_progress=lambda done, total: watch({"kind": "features", "done": done, "total": total}),
     )
+
+
+def _pinned(folder: RunFolder, uri: str) -> TrainingData:
+    """The data in the versions that the run began with. Raises: DataError if they are gone."""
+    store = open_store(uri)
+    manifest = read_manifest(store, of_features=True)
+    data = TrainingData(uri, check_shards(store, manifest, folder.read_shards(uri)))
+    folder.write_shards(*data)
+    return data
 
 
 def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:

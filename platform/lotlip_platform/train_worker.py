@@ -39,9 +39,9 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
     `arguments`: the resolved `config` as plain values, the addresses of the `run` folder and of
-    the `data` (or its features) to train on, the `environment` that leads to the store, the
-    driver's current `folder`, its `mailbox` and its token as `owner` of the run, and a name for
-    this `life` of the workers.
+    the `data` (or its features) to train on, the `tags` of its shards' versions, the `environment`
+    that leads to the store, the driver's current `folder`, its `mailbox` and its token as `owner`
+    of the run, and a name for this `life` of the workers.
     """
     os.environ.update(arguments["environment"])
     if os.path.isdir(arguments["folder"]):
@@ -109,7 +109,7 @@ def _train(
             f"a worker does not see what the driver wrote to {folder.uri}: on several machines "
             "store= must be s3:// or a folder that all share"
         )
-    source = make_source(config, tokenizer, arguments["data"])
+    source = _source(config, tokenizer, arguments["data"], arguments["tags"])
     held_out = _held_out(config)
     state = _resumed(config, tokenizer, folder, send)
     check_tower(source.manifest.made_by, state.model.image_tower)
@@ -169,7 +169,9 @@ def _train(
     _finish(config, state, held_out, folder, send, records)
 
 
-def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
+def _source(
+    config: TrainConfig, tokenizer: Tokenizer, data: str, tags: Mapping[str, str]
+) -> Source:
     """What the batches are made of. Raises: DataError."""
     store = open_store(data)
     return Source(
@@ -183,6 +185,7 @@ def make_source(config: TrainConfig, tokenizer: Tokenizer, data: str) -> Source:
         global_batch=config.train.global_batch,
         seed=config.train.seed,
         trace=config.train.trace,
+        tags=tags,
     )
 
 

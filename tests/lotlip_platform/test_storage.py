@@ -195,7 +195,7 @@ def test_an_object_changed_under_the_reader_is_an_error(
     with open_store(store.uri).open("x") as file:
         file.read(1000)
         store.write("x", DATA[::-1])
-        with pytest.raises(DataError, match="changed while it was read"):
+        with pytest.raises(DataError, match="changed while it was in use"):
             file.read()
 
 
