@@ -50,7 +50,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     folder = RunFolder(open_store(arguments["run"]))
     mailbox = arguments["mailbox"]
 
-    send = Sender(mailbox)
+    send = Teller(mailbox)
     send(
         {
             "kind": "born",
@@ -68,7 +68,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
 
 
-class Sender:
+class Teller:
     """Tells the driver, and hears from it."""
 
     def __init__(self, mailbox: Any) -> None:
@@ -100,7 +100,7 @@ def _train(
     config: TrainConfig,
     folder: RunFolder,
     arguments: Mapping[str, Any],
-    send: Sender,
+    send: Teller,
     pulse: Pulse,
 ) -> None:
     tokenizer = folder.read_tokenizer()
@@ -207,7 +207,7 @@ def _held_out(config: TrainConfig) -> list[Sample]:
 
 
 def _resumed(
-    config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Sender
+    config: TrainConfig, tokenizer: Tokenizer, folder: RunFolder, send: Teller
 ) -> TrainState:
     """The state to train on from: that of the newest checkpoint, or a new one."""
     model = initial_model(config, tokenizer).to(ray.train.torch.get_device())

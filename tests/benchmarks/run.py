@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import order as order_of_samples
+import survival
 import torch
 import webdataset as wds
 from PIL import Image
@@ -63,6 +64,7 @@ def main() -> None:
             text_tower(texts),
             loader(store, manifest, texts),
             features(store, manifest, texts),
+            surviving(store, manifest, texts),
         ]
         late, early = order_of_samples.seek(texts, REPEATS)
     write_report(rows, order_of_samples.mixing(), late, early)
@@ -71,6 +73,22 @@ def main() -> None:
 def learnt_tokenizer(texts: list[str], context_length: int, vocab_size: int) -> Tokenizer:
     return Tokenizer.learn(
         texts, vocab_size=vocab_size, num_corner_tokens=2, context_length=context_length
+    )
+
+
+def source_of(
+    store: FolderStore, manifest: Manifest, tokenizer: Tokenizer, augment: AugmentConfig
+) -> Source:
+    return Source(
+        store=store,
+        manifest=manifest,
+        tokenizer=tokenizer,
+        captions=CaptionConfig(),
+        augment=augment,
+        order=OrderConfig(num_streams=4, shuffle_window=256),
+        image_size_px=96,
+        global_batch=BATCH,
+        seed=0,
     )
 
 
@@ -108,17 +126,7 @@ def text_tower(texts: list[str]) -> Row:
 def loader(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
     """An epoch from local shards to batches of pixels and token ids."""
     tokenizer = learnt_tokenizer(texts, 128, 1024)
-    source = Source(
-        store=store,
-        manifest=manifest,
-        tokenizer=tokenizer,
-        captions=CaptionConfig(),
-        augment=AugmentConfig(),
-        order=OrderConfig(num_streams=4, shuffle_window=256),
-        image_size_px=96,
-        global_batch=BATCH,
-        seed=0,
-    )
+    source = source_of(store, manifest, tokenizer, AugmentConfig())
 
     def ours() -> None:
         count = sum(
@@ -165,17 +173,7 @@ def features(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
     ]
 
     def epoch(of: FolderStore, shards: Manifest) -> None:
-        source = Source(
-            store=of,
-            manifest=shards,
-            tokenizer=tokenizer,
-            captions=CaptionConfig(),
-            augment=AugmentConfig(min_crop_area=1.0),
-            order=OrderConfig(num_streams=4, shuffle_window=256),
-            image_size_px=96,
-            global_batch=BATCH,
-            seed=0,
-        )
+        source = source_of(of, shards, tokenizer, AugmentConfig(min_crop_area=1.0))
         loop = LoopConfig(num_samples=NUM_SAMPLES, global_batch=BATCH)
         state = TrainState(model, make_optimizer(model, OptimConfig()))
         data = DataConfig(train=of.uri, order=source.order)
@@ -187,6 +185,21 @@ def features(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
     )
     what = f"training on features of the locked tower, {NUM_SAMPLES} scenes, preset scenes, m = 2"
     return what, "the same steps on pixels", ours, theirs
+
+
+def surviving(store: FolderStore, manifest: Manifest, texts: list[str]) -> Row:
+    """An epoch of training with all that a run keeps and tells of its steps."""
+    config = PRESETS["scenes"]
+    tokenizer = learnt_tokenizer(texts, config.text.context_length, config.text.vocab_size)
+    source = source_of(store, manifest, tokenizer, AugmentConfig())
+    model = build(config, tokenizer)
+    with survival.watched() as mailbox:
+        ours, theirs = medians(
+            lambda: survival.as_a_worker(model, source, NUM_SAMPLES, mailbox),
+            lambda: survival.bare(model, source, NUM_SAMPLES),
+        )
+    what = "training as a worker of a run does it, between saves: trace, metrics, signs of life"
+    return what, "the same loop, bare", ours, theirs
 
 
 def medians(*competitors: Callable[[], object]) -> list[float]:

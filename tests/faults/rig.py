@@ -30,7 +30,7 @@ from lotlip_platform.storage import ensure_bucket, open_store
 NUM_NODES = 3  # with a CPU each; two workers leave one to spare
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 NUM_SAMPLES, SHARD_SIZE = 1280, 160
-BATCH = 64
+BATCH = 32
 BUCKET = "s3://faults"
 EPISODE_S, LONGEST_EPISODE_S = 3.0, 30.0
 

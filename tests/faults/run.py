@@ -33,7 +33,7 @@ from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 
 FAULTS_A_ROUND = 20
-STEPS_A_FAULT = 60
+STEPS_A_FAULT = 40
 AT_ONCE = 0.15
 """Share of the faults that come while the run still recovers from the one before."""
 HANG_S = 180.0

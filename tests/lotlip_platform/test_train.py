@@ -32,7 +32,7 @@ from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.train import TrainResult, train
 from lotlip_platform.train_config import TrainConfig
-from lotlip_platform.train_worker import Sender
+from lotlip_platform.train_worker import Teller
 
 LOTLIP = str(Path(sys.executable).with_name("lotlip"))
 # A shell that runs the tests in the background makes all below it deaf to SIGINT.
@@ -212,7 +212,7 @@ def workers() -> list[psutil.Process]:
 
 def test_a_worker_hears_that_it_is_to_stop_however_fast_it_tells():
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    send = Sender(mailbox)
+    send = Teller(mailbox)
     send({"kind": "step"})
     assert not send.to_stop()
     ray.get(mailbox.tell_to_stop.remote(True))
