@@ -115,6 +115,13 @@ def test_an_argument_that_does_not_parse_is_one_line(file, override):
     refused(file, MINIMAL, override)
 
 
+def test_a_pretrained_text_tower_needs_its_own_vocabulary(file):
+    message = refused(file, MINIMAL, "model.text.pretrained=/bert")
+    assert "model.text.pretrained=/bert knows the word pieces of its own vocabulary" in message
+    assert "tokenizer.pretrained" in message
+    load(file, MINIMAL, "model.text.pretrained=/bert", "tokenizer.pretrained=/bert")
+
+
 def test_a_missing_key_is_named(file):
     assert "data.train is missing" in refused(file, MINIMAL.replace("\n  train: /data", " {}"))
     assert "name is missing" in refused(file, MINIMAL.replace("name: one", ""))
