@@ -19,7 +19,14 @@ MODEL_HELP = (
 def add_verbs(verbs: Any) -> None:
     train = verbs.add_parser("train", help="train from a config; the same command resumes")
     train.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=1e-3")
+    train.add_argument(
+        # With a default, or a missing config is told together with what need not be given.
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="e.g. optim.lr=1e-3",
+    )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(run=_train)
 

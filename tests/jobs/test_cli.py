@@ -138,9 +138,13 @@ def test_wrong_usage_shows_the_usage(arguments: str, capsys: pytest.CaptureFixtu
     assert error.startswith("usage: lotlip")
 
 
-@pytest.mark.parametrize(
-    "verb", [(), *((verb,) for verb in VERBS), ("data", "scenes"), ("track", "sync")]
-)
+def test_overrides_are_not_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), *ACTIONS])
 def test_every_verb_has_help(verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
