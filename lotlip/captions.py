@@ -158,14 +158,14 @@ class Drawn:
 def draw_captions(
     sample: Sample, config: CaptionConfig, rng: np.random.Generator
 ) -> tuple[Drawn, ...]:
-    """`config.num_captions` captions: the short one as a single sentence, then the sub-captions.
+    """`config.num_captions` captions: the short one, then the sub-captions.
 
     For each sub-caption a captioner is drawn uniformly, then a window of its sentences; a caption
     shorter than the window is taken whole. A pure function of its arguments and the state of `rng`.
 
     Raises: DataError if the sample has no long caption of the permitted captioners.
     """
-    drawn = [Drawn("short", [sample.short])] if config.short_caption else []
+    drawn = [Drawn("short", split_sentences(sample.short))] if config.short_caption else []
     if config.num_sub_captions:
         names = _captioners(sample, config)
         for _ in range(config.num_sub_captions):

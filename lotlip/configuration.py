@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -92,8 +93,8 @@ def _one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value, path)
     if hint is str and value is None:
         return ""  # `key:` and `key=` without a value
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
@@ -104,3 +105,13 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         name = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{path} must be {name.get(hint, hint)}, got {value!r}")
     return value
+
+
+def _finite(value: float, path: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number with hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{path}={number} must be a finite number")
+    return number

@@ -19,14 +19,8 @@ from lotlip.configuration import from_dict, to_dict
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip.model.config import ModelConfig
 from lotlip.model.lotlip import LoTLIP
-from lotlip.model.pretrained import (
-    check_tokenizer,
-    load_exactly,
-    load_official,
-    read_json,
-    read_official,
-    read_tensors,
-)
+from lotlip.model.pretrained import check_tokenizer, load_exactly, load_official
+from lotlip.model.weight_files import read_json, read_official, read_tensors
 from lotlip.tokenizer import Tokenizer
 
 _FORMAT = "lotlip-model-v1"

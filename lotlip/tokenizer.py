@@ -127,6 +127,11 @@ class Tokenizer:
             row[: len(ids)] = ids
         return padded
 
+    def full_length(self, sentences_or_text: str | Sequence[str]) -> int:
+        """How many ids a text would have if none were cut."""
+        (body,) = self._bodies([sentences_or_text], official=False)
+        return len(self._uncut(body))
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text for human eyes: pieces joined, control tokens shown, padding dropped."""
         words: list[str] = []
@@ -240,6 +245,12 @@ class Tokenizer:
         return Tokenizer.from_files, (self.to_files(),)
 
     def _encode_all(self, texts: Sequence[str | Sequence[str]], official: bool) -> list[list[int]]:
+        return [self._assemble(body) for body in self._bodies(texts, official)]
+
+    def _bodies(
+        self, texts: Sequence[str | Sequence[str]], official: bool
+    ) -> list[list[list[int]]]:
+        """The pieces of each sentence of each text."""
         split = [_split_official(text) if official else _sentences(text) for text in texts]
         # Half a surrogate pair, as broken JSON escapes leave behind, is no character.
         flat = [text.encode(errors="ignore").decode() for sentences in split for text in sentences]
@@ -248,16 +259,23 @@ class Tokenizer:
         bodies = [list(itertools.islice(pieces, len(sentences))) for sentences in split]
         if not official:
             bodies = [_without_inner_stops(*pair) for pair in zip(split, bodies, strict=True)]
-        return [self._assemble(body) for body in bodies]
+        return bodies
 
     def _assemble(self, body: Iterable[list[int]]) -> list[int]:
-        """Control tokens around and between the pieces of each sentence, cut to context_length."""
+        """The ids of a text, cut to context_length."""
+        ids = self._uncut(body)
+        if len(ids) <= self.context_length:
+            return ids
+        return [*ids[: self.context_length - 1], self.sep_id]
+
+    def _uncut(self, body: Iterable[list[int]]) -> list[int]:
+        """Control tokens around and between the pieces of each sentence."""
         ids = [self.cls_id, *self.corner_ids]
         for number, sentence in enumerate(body):
             if number:
                 ids.append(self.sep_id)
             ids += sentence
-        return [*ids[: self.context_length - 1], self.sep_id]
+        return [*ids, self.sep_id]
 
     def _piece(self, number: int) -> str:
         if 0 <= number < len(self._pieces):

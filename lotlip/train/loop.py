@@ -9,7 +9,7 @@ Shape suffixes: B images on this worker, H and W pixels, C channels, S captions,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +31,8 @@ from lotlip.images import normalise
 from lotlip.losses import multi_text_loss
 from lotlip.train.optim import OptimConfig, learning_rate
 from lotlip.train.state import TrainState
+
+_NUM_LISTED = 5  # bad samples, in the error that stops a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,27 +134,16 @@ def train_steps(
     steps_per_epoch = source.epoch(0).steps
     allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
     while state.step < loop.num_steps:
-        epoch, start_step = divmod(state.step, steps_per_epoch)
-        own = streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams)
-        remaining = batches(
-            source,
-            epoch=epoch,
-            start_step=start_step,
-            streams=own,
-            num_processes=data.num_loader_processes,
-        )
+        epoch = state.step // steps_per_epoch
         began = time.perf_counter()
-        for batch in remaining:
+        for batch in _rest_of_epoch(state, source, data.num_loader_processes):
             waited = time.perf_counter() - began
             lr = learning_rate(optim, state.step + 1, loop.num_steps)
             done = _update(
                 state, model, batch, source.captions.short_caption, lr, loop, optim, to_stop()
             )
             state.step += 1
-            state.num_bad += done.num_bad
-            if state.step % steps_per_epoch == 1 or steps_per_epoch == 1:
-                state.num_bad_in_epoch = 0
-            state.num_bad_in_epoch += done.num_bad
+            allowance.count(done.num_bad, is_first=state.step - 1 == epoch * steps_per_epoch)
             yield Step(
                 step=state.step,
                 epoch=epoch,
@@ -170,10 +161,22 @@ def train_steps(
                 trace=batch.trace,
                 to_stop=done.to_stop,
             )
-            allowance.take(epoch, batch)
+            allowance.check(epoch, batch.bad)
             if state.step == loop.num_steps:
                 break
             began = time.perf_counter()
+
+
+def _rest_of_epoch(state: TrainState, source: Source, num_processes: int) -> Iterator[Batch]:
+    """This worker's batches from `state.step` to the end of its epoch."""
+    epoch, start_step = divmod(state.step, source.epoch(0).steps)
+    return batches(
+        source,
+        epoch=epoch,
+        start_step=start_step,
+        streams=streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams),
+        num_processes=num_processes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,15 +288,26 @@ class _BadSampleAllowance:
     def __init__(self, max_fraction: float, source: Source, state: TrainState) -> None:
         self._max_fraction, self._state = max_fraction, state
         self._limit = int(max_fraction * source.manifest.num_samples)
-        self._own: list[BadSample] = []
+        self._own: list[tuple[int, BadSample]] = []
 
-    def take(self, epoch: int, batch: Batch) -> None:
-        """Raises: DataError with this worker's last bad samples, once there are too many."""
-        self._own = [*self._own, *batch.bad][-5:]
-        if self._state.num_bad_in_epoch > self._limit:
-            listed = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for b in self._own)
-            raise DataError(
-                f"{self._state.num_bad_in_epoch} bad samples in epoch {epoch}, more than "
-                f"data.max_bad_fraction={self._max_fraction} allows: "
-                f"{listed or 'other workers tell which'}"
-            )
+    def count(self, num_bad: int, *, is_first: bool) -> None:
+        """Add those that all workers met in a step; `is_first` of an epoch, which counts anew."""
+        self._state.num_bad += num_bad
+        self._state.num_bad_in_epoch = num_bad + (0 if is_first else self._state.num_bad_in_epoch)
+
+    def check(self, epoch: int, bad: Sequence[BadSample]) -> None:
+        """Raises: DataError with the last bad samples of all workers, once there are too many.
+
+        `bad` are this worker's of the step. What is counted all workers know, so each raises.
+        """
+        self._own = [*self._own, *((self._state.step, one) for one in bad)][-_NUM_LISTED:]
+        if self._state.num_bad_in_epoch <= self._limit:
+            return
+        of_ranks = distributed.gather_objects(self._own)
+        met = sorted((pair for own in of_ranks for pair in own), key=lambda pair: pair[0])
+        last = "; ".join(f"{b.shard}[{b.index}]: {b.reason}" for _, b in met[-_NUM_LISTED:])
+        raise DataError(
+            f"{self._state.num_bad_in_epoch} bad samples in epoch {epoch}, more than "
+            f"data.max_bad_fraction={self._max_fraction} allows (a run folder lists all in "
+            f"bad_samples.jsonl); the last: {last or 'before training was resumed'}"
+        )

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lotlip.configuration import to_dict
 from lotlip.data.scenes import ATTRIBUTES, Scene, attributes, make_sample
+from lotlip.errors import ConfigError
 from lotlip.images import centre_crop, decode, normalise
 from lotlip.model.config import PRESETS, ImageTowerConfig
 from lotlip.model.image_tower import ImageTower
@@ -38,6 +39,12 @@ class SceneTowerConfig:
     num_epochs: int = 7
     batch: int = 128
     lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.num_epochs < 1:
+            raise ConfigError(f"num_epochs={self.num_epochs} must be 1 or more")
+        if self.num_scenes < self.batch:
+            raise ConfigError(f"num_scenes={self.num_scenes} must be {self.batch} or more, a batch")
 
 
 @dataclass(frozen=True)

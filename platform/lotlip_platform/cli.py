@@ -33,7 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough, as `head` does; nothing more can be told to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"lotlip: {_one_line(error)}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _one_line(error: OSError) -> str:
+    """A full disk or a folder without rights, of which no command knew more to say."""
+    text = " ".join(str(error.strerror or error).split())
+    return f"{error.filename}: {text}" if error.filename is not None else text
 
 
 def _interrupt(signal_number: int, frame: object) -> None:

@@ -19,7 +19,14 @@ MODEL_HELP = (
 def add_verbs(verbs: Any) -> None:
     train = verbs.add_parser("train", help="train from a config; the same command resumes")
     train.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=1e-3")
+    train.add_argument(
+        # With a default, or a missing config is told together with what need not be given.
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="e.g. optim.lr=1e-3",
+    )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(run=_train)
 
@@ -49,7 +56,7 @@ def add_verbs(verbs: Any) -> None:
         "convert-official", help="turn the authors' model.pt into an export folder"
     )
     convert.add_argument("checkpoint", type=Path, metavar="model.pt")
-    convert.add_argument("destination", type=Path, metavar="DEST")
+    convert.add_argument("destination", metavar="DEST", help="a new folder, or s3://BUCKET/PREFIX")
     convert.add_argument("--preset", default="vit-b-16", help="vit-b-16 (default) or vit-b-32")
     convert.add_argument(
         "--bert", default="bert-base-uncased", help="folder or hub name with its vocabulary"
@@ -90,6 +97,10 @@ def _eval(arguments: argparse.Namespace) -> None:
         name, given, uri = bench.partition("=")
         if not (name and given and uri):
             raise ConfigError(f"--bench {bench!r} is not of the form NAME=URI")
+        if name in benches:
+            raise ConfigError(
+                f"--bench {name} is given twice, with {benches[name]} and {uri}: run one at a time"
+            )
         benches[name] = uri
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
@@ -109,15 +120,18 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     from lotlip_platform.cli_data import write_picture
-    from lotlip_platform.progress import bar
+    from lotlip_platform.progress import bar, say
     from lotlip_platform.registry import fetch
-    from lotlip_platform.search import match_table, search, search_sheet
+    from lotlip_platform.search import cut_note, match_table, search, search_sheet
 
     if arguments.hits < 1 or arguments.samples < 0:
         raise ConfigError("--hits must be 1 or more, --samples 0 or more")
+    model = fetch(arguments.model)
+    if note := cut_note(model, arguments.text):
+        say(note)
     with bar("search", "image") as shown:
         matches = search(
-            fetch(arguments.model),
+            model,
             arguments.uri,
             arguments.text,
             num_hits=arguments.hits,
@@ -134,17 +148,13 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from lotlip.export import convert_official
-    from lotlip.model import PRESETS
-    from lotlip.model.pretrained import find_folder
+    from lotlip_platform.conversion import convert
 
-    if arguments.preset not in PRESETS:
-        raise ConfigError(f"--preset {arguments.preset} must be one of {', '.join(PRESETS)}")
-    model = convert_official(
+    model = convert(
         arguments.checkpoint,
         arguments.destination,
-        bert=find_folder(arguments.bert, "--bert"),
-        model_config=PRESETS[arguments.preset],
+        bert=arguments.bert,
+        preset=arguments.preset,
     )
     num_values = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.destination}: {num_values:,} values, every key accounted for")

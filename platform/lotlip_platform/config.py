@@ -24,6 +24,7 @@ from lotlip.errors import ConfigError
 from lotlip.model import PRESETS, ModelConfig
 
 T = TypeVar("T")
+_MALFORMED = (OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
 def load_config(cls: type[T], file: str, overrides: Sequence[str] = ()) -> T:
@@ -83,19 +84,34 @@ def _shipped_folders() -> list[Path]:
 
 
 def _merged(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise ConfigError(f"{override!r} is not of the form key=value")
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"{path} holds no keys: it should be a YAML file of key: value")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        merged = OmegaConf.load(path)
+    except (*_MALFORMED, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if not OmegaConf.is_dict(merged):
+        raise ConfigError(f"{path} holds no keys: it should be a YAML file of key: value")
+    for override in overrides:
+        merged = _overridden(merged, override)
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except _MALFORMED as error:
+        key = getattr(error, "full_key", None)
+        sources = [f"{text!r}" for text in overrides if text.partition("=")[0] == key]
+        raise ConfigError(f"{[str(path), *sources][-1]}: {_one_line(error)}") from error
     assert isinstance(values, dict), "what a group of keys resolves to"
     return {str(key): value for key, value in values.items()}
+
+
+def _overridden(config: Any, override: str) -> Any:
+    if "=" not in override or override.startswith("="):
+        raise ConfigError(f"{override!r} is not of the form key=value")
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except yaml.MarkedYAMLError as error:
+        # Its line would be one of the argument, which has only one.
+        raise ConfigError(f"{override!r} is not a YAML value: {error.problem}") from error
+    except (*_MALFORMED, TypeError) as error:
+        raise ConfigError(f"{override!r}: {_one_line(error)}") from error
 
 
 def _with_preset(model: dict[str, Any]) -> dict[str, Any]:

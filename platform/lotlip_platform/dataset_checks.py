@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Shard, read_manifest
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import FolderStore, Store
-from lotlip.errors import DataError
+from lotlip.errors import ConfigError, DataError
 from lotlip.images import decode
 from lotlip_platform.storage import open_store
 
@@ -35,7 +35,8 @@ def check(uri: str, on_progress: Callable[[int, int], None]) -> CheckResult:
     """Read everything and list what is missing, too much, changed or unreadable.
 
     `on_progress` gets the numbers of samples behind it and in the manifest. Damage never raises.
-    Raises: DataError if there is no manifest or the store can't be reached.
+    Raises: DataError if there is no manifest or the store can't be reached, ConfigError if there is
+    no room to copy a shard to.
     """
     store = open_store(uri)
     try:
@@ -108,10 +109,26 @@ def _check_sample(raw: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _fetch(store: Store, name: str, path: Path) -> tuple[int, str]:
-    """Copy an object; its size and sha256."""
+    """Copy an object; its size and sha256.
+
+    Raises: DataError if it can't be read, ConfigError if there is no room for the copy.
+    """
     sha256 = hashlib.sha256()
-    with store.open(name) as source, path.open("wb") as target:
-        while chunk := source.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            target.write(chunk)
-    return path.stat().st_size, sha256.hexdigest()
+    try:
+        with store.open(name) as source, path.open("wb") as target:
+            while chunk := _read_chunk(source):
+                sha256.update(chunk)
+                target.write(chunk)
+        return path.stat().st_size, sha256.hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot copy {name} to {path.parent}: {error.strerror}; make room, or set TMPDIR to a "
+            "folder elsewhere"
+        ) from error
+
+
+def _read_chunk(source: BinaryIO) -> bytes:
+    try:
+        return source.read(CHUNK_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lotlip.data.manifest import read_manifest
 from lotlip.data.shards import read_samples
+from lotlip.errors import ConfigError
 from lotlip.evaluate.benchmarks import Report, long_caption
 from lotlip.evaluate.figures import arms_chart
 from lotlip.evaluate.retrieval import Interval
@@ -27,7 +28,7 @@ from lotlip_platform.progress import TrainDisplay, bar, say
 from lotlip_platform.registry import fetch
 from lotlip_platform.search import match_table, search, search_sheet
 from lotlip_platform.storage import open_store
-from lotlip_platform.train import train
+from lotlip_platform.train import TrainResult, train
 from lotlip_platform.train_config import TrainConfig
 
 _BUCKET = "s3://lotlip"
@@ -75,7 +76,6 @@ def demo(num_samples: int) -> None:
     """
     began = time.monotonic()
     pictures = home() / "demo"
-    pictures.mkdir(parents=True, exist_ok=True)
     root = f"{_BUCKET}/demo-{num_samples}"
     sizes: dict[Split, int] = {
         "train": num_samples,
@@ -86,21 +86,21 @@ def demo(num_samples: int) -> None:
     for split, size in sizes.items():
         with bar(f"scenes, {split}", "sample") as shown:
             make_scenes(f"{root}/{split}", num_samples=size, split=split, on_progress=shown.show)
-    (pictures / "samples.png").write_bytes(show(f"{root}/train", num_samples=12))
+    _write(pictures / "samples.png", show(f"{root}/train", num_samples=12))
     say("[3/5] three arms on two Ray workers each")
-    models = {name: _train(name, arm, root, sizes) for name, arm in _ARMS.items()}
+    trained = {name: _train(name, arm, root, sizes) for name, arm in _ARMS.items()}
     say("[4/5] evaluation on held-out scenes")
     results = {arm.title: _rows(_evaluate(name, root)) for name, arm in _ARMS.items()}
     chart = arms_chart(results, title=f"{sizes['test']:,} held-out scenes")
-    (pictures / "arms.png").write_bytes(chart)
-    say("[5/5] a search with the registered model")
-    found = _search(models["lotlip"], f"{root}/test", pictures / "search.png")
+    _write(pictures / "arms.png", chart)
+    say("[5/5] a search with the model of LoTLIP")
+    found = _search(_address(trained["lotlip"]), f"{root}/test", pictures / "search.png")
     _print_end(results, found, pictures)
     print(f"\n{time.monotonic() - began:.0f} s; end the services with lotlip down")
 
 
-def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
-    """Train an arm as `lotlip train` does; the address of its model."""
+def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> TrainResult:
+    """Train an arm as `lotlip train` does."""
     overrides = (
         f"name={name}",
         f"store={root}/runs",
@@ -114,7 +114,7 @@ def _train(name: str, arm: _Arm, root: str, sizes: dict[Split, int]) -> str:
     config = load_config(TrainConfig, "train/scenes", overrides)
     display = TrainDisplay(arm.title, config.train.num_steps)
     try:
-        return train(config, display, command="lotlip demo").model_uri
+        return train(config, display, command="lotlip demo")
     finally:
         display.close()
 
@@ -127,6 +127,24 @@ def _rows(report: Report) -> dict[str, Interval]:
     return {title: report.metrics[metric] for metric, title in _ROWS.items()}
 
 
+def _address(result: TrainResult) -> str:
+    """Where to fetch a trained model: MLflow, or its run folder while MLflow hasn't taken it."""
+    if result.model_uri:
+        return result.model_uri
+    exported = f"{result.folder}/model"
+    say(f"the model is not registered in MLflow yet, see lotlip track sync: taking {exported}")
+    return exported
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Raises: ConfigError if the picture can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; set LOTLIP_HOME") from error
+
+
 def _search(model_uri: str, uri: str, picture: Path) -> str:
     """Look for the picture of a held-out long caption among all; the caption and what it found."""
     store = open_store(uri)
@@ -134,7 +152,7 @@ def _search(model_uri: str, uri: str, picture: Path) -> str:
     text = long_caption(wanted)
     matches = search(fetch(model_uri), uri, text, num_hits=6)
     sheet = search_sheet(text, matches, heading=f"{model_uri} in {uri}", right=wanted.key)
-    picture.write_bytes(sheet)
+    _write(picture, sheet)
     return f"{textwrap.fill(text, 100)}\n(the caption of {wanted.key})\n\n{match_table(matches)}"
 
 

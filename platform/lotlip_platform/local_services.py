@@ -286,6 +286,8 @@ def _recorded() -> dict[str, Service]:
         }
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; set LOTLIP_HOME") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): end its services and remove it") from error
 
@@ -303,9 +305,10 @@ def _locked(on_progress: Progress) -> Iterator[None]:
     """Only one `up` or `down` at a time."""
     try:
         home().mkdir(parents=True, exist_ok=True)
+        file = (home() / "lock").open("w")
     except OSError as error:
-        raise ConfigError(f"cannot make {home()}: {error.strerror}; set LOTLIP_HOME") from error
-    with (home() / "lock").open("w") as file:
+        raise ConfigError(f"cannot write to {home()}: {error.strerror}; set LOTLIP_HOME") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -65,6 +65,15 @@ def search(
     return best
 
 
+def cut_note(model: LoTLIP, text: str) -> str:
+    """What to tell of a description that the model doesn't read to its end; empty if it does."""
+    assert model.tokenizer is not None, "a model that was loaded or trained has its tokenizer"
+    num_ids, most = model.tokenizer.full_length(text), model.tokenizer.context_length
+    if num_ids <= most:
+        return ""
+    return f"--text has {num_ids} tokens, the model reads {most}: its end is left out"
+
+
 def search_sheet(text: str, matches: list[Match], *, heading: str, right: str = "") -> bytes:
     """The description and the images found, as a PNG; the one with key `right` is framed."""
     hits = [
@@ -76,7 +85,7 @@ def search_sheet(text: str, matches: list[Match], *, heading: str, right: str = 
 def match_table(matches: list[Match]) -> str:
     """The matches as a table in text."""
     rows = [
-        [str(place), f"{match.score:.3f}", match.sample.key, match.sample.short]
+        [str(place), f"{match.score:.3f}", match.sample.key, " ".join(match.sample.short.split())]
         for place, match in enumerate(matches, start=1)
     ]
     return aligned([["", "score", "key", "short caption"], *rows])

@@ -63,6 +63,11 @@ class TrainConfig:
                 f"checkpoint.keep_best={self.checkpoint.keep_best} needs evaluations to tell the "
                 "best by: set eval.data and train.eval_every_steps, or leave it 0"
             )
+        if self.model.text.pretrained and not self.tokenizer.pretrained:
+            raise ConfigError(
+                f"model.text.pretrained={self.model.text.pretrained} knows the word pieces of its "
+                "own vocabulary only: set tokenizer.pretrained to the same"
+            )
         augmented = self.augment.min_crop_area < 1.0 or self.augment.flip
         if self.data.features and (self.model.image.locked_layers != -1 or augmented):
             raise ConfigError(

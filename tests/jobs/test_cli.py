@@ -18,16 +18,24 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from lotlip.data.manifest import read_manifest, write_manifest
 from lotlip.data.shards import CaptionCount, read_samples, write_dataset, write_shard
 from lotlip.data.store import FolderStore
+from lotlip.model import PRESETS, LoTLIP
+from lotlip.model.layouts import official_layout
+from lotlip.vocabulary import SPECIAL_PIECES
 from lotlip_platform.cli import main
 from lotlip_platform.storage import ensure_bucket
 
 LOTLIP = Path(sys.executable).parent / "lotlip"
 TEXT = ("--text", "A red castle. Two birds are above it.")
-VERBS = ("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search", "trace")
+VERBS = (
+    *("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search"),
+    *("convert-official", "trace", "track"),
+)
+ACTIONS = (("data", "scenes"), ("data", "check"), ("track", "sync"), ("track", "reconcile"))
 Fails = Callable[..., str]
 
 
@@ -117,6 +125,8 @@ def is_empty(folder: Path) -> bool:
         "search model /d",
         "convert-official model.pt",
         "down now",
+        "track",
+        "track send",
     ],
 )
 def test_wrong_usage_shows_the_usage(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +138,13 @@ def test_wrong_usage_shows_the_usage(arguments: str, capsys: pytest.CaptureFixtu
     assert error.startswith("usage: lotlip")
 
 
-@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("data", "scenes")])
+def test_overrides_are_not_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), *ACTIONS])
 def test_every_verb_has_help(verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])
@@ -167,6 +183,9 @@ def test_the_console_command_ends_with_the_exit_code_and_one_line() -> None:
         ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
         ("optim.lr=fast", "optim.lr must be a number"),
         ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),
+        ("optim.lr=.inf", "optim.lr=inf must be a finite number"),
+        ("data.train=[", "lotlip: 'data.train=[' is not a YAML value"),
+        ("model.text.pretrained=/bert", "set tokenizer.pretrained to the same"),
         ("optim.lr", "is not of the form key=value"),
         ("model.preset=huge", "model.preset='huge' must be one of"),
         ("data.train=${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE"),
@@ -258,8 +277,8 @@ def test_missing_credentials_are_told(config: Path, model_folder: Path, fails: F
 
 
 @pytest.fixture
-def refusing_s3(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An endpoint that knows nobody: moto lets everybody in."""
+def refusing_server() -> Iterator[str]:
+    """The address of an endpoint that knows nobody: moto lets everybody in."""
 
     class Refusal(BaseHTTPRequestHandler):
         def refuse(self) -> None:
@@ -278,14 +297,20 @@ def refusing_s3(s3_env: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        yield
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
 
 
-@pytest.mark.usefixtures("refusing_s3")
-def test_refused_credentials_are_told(config: Path, model_folder: Path, fails: Fails) -> None:
+@pytest.mark.usefixtures("s3_env")
+def test_refused_credentials_are_told(
+    config: Path,
+    model_folder: Path,
+    fails: Fails,
+    refusing_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_server)
     expected = "credentials refused"
     check_all_refuse("s3://bucket/data", expected, config, model_folder, fails)
     assert expected in fails("data", "scenes", "s3://bucket/data", "--samples", "3")
@@ -406,12 +431,17 @@ def test_training_does_not_start_with_a_server_that_is_not_mlflow(
 
 
 def test_a_password_in_the_address_of_mlflow_is_never_shown(
-    config: Path, fails: Fails, s3_env: str
+    config: Path, fails: Fails, refusing_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = s3_env.replace("://", "://user:correct-horse@")
+    uri = refusing_server.replace("://", "://user:correct-horse@")
     told = fails("train", config, f"tracking.uri={uri}")
-    assert s3_env in told
+    assert "tracking.uri holds a user name" in told
     assert "correct-horse" not in told
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for command in (("train", config), ("eval", "models:/a@candidate", "--bench", "retrieval=/d")):
+        told = fails(*command)
+        assert f"no MLflow server at {refusing_server} (it answered 403 to /health)" in told
+        assert "correct-horse" not in told
 
 
 # Models
@@ -462,7 +492,20 @@ def test_a_conversion_that_fails_writes_nothing(tmp_path: Path, fails: Fails) ->
     fails("convert-official", tmp_path / "none.pt", destination, "--bert", tmp_path)
     fails("convert-official", file, destination, "--bert", tmp_path)
     assert "must be one of" in fails("convert-official", file, destination, "--preset", "huge")
+    assert "no gs:// here" in fails("convert-official", file, "gs://b/x", "--bert", tmp_path)
     assert not destination.exists()
+    assert is_empty(tmp_path / "here")
+
+
+def test_a_conversion_leaves_a_destination_alone_that_holds_something(
+    tmp_path: Path, fails: Fails
+) -> None:
+    destination = tmp_path / "export"
+    destination.mkdir()
+    (destination / "mine").write_text("mine")
+    told = fails("convert-official", tmp_path / "model.pt", destination, "--bert", tmp_path)
+    assert f"{destination} holds something already: choose another DEST" in told
+    assert [path.name for path in destination.iterdir()] == ["mine"]
 
 
 # Arguments
@@ -471,6 +514,11 @@ def test_a_conversion_that_fails_writes_nothing(tmp_path: Path, fails: Fails) ->
 @pytest.mark.parametrize("bench", ["retrieval", "=x", "retrieval=", "coco=/d"])
 def test_a_bad_bench_is_told(model_folder: Path, fails: Fails, bench: str) -> None:
     fails("eval", model_folder, "--bench", bench)
+
+
+def test_a_bench_that_is_given_twice_is_told(model_folder: Path, fails: Fails) -> None:
+    told = fails("eval", model_folder, "--bench", "retrieval=/a", "--bench", "retrieval=/b")
+    assert "--bench retrieval is given twice, with /a and /b" in told
 
 
 def test_bad_numbers_are_told(model_folder: Path, scenes_folder: Path, fails: Fails) -> None:
@@ -521,6 +569,46 @@ def test_a_picture_that_cannot_be_written_is_told(
         assert last.startswith("lotlip: cannot write --out")
 
 
+# This machine's disk
+
+
+@pytest.mark.parametrize("verb", ["down", "ui"])
+def test_a_home_that_cannot_be_used_is_told(
+    verb: str, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "odd" / "services.json").mkdir(parents=True)
+    for home in (tmp_path / "file", tmp_path / "odd"):
+        monkeypatch.setenv("LOTLIP_HOME", str(home))
+        assert f"cannot read {home}/services.json: " in fails(verb)
+    monkeypatch.setenv("LOTLIP_HOME", "/proc")
+    assert ("cannot write to /proc: " if verb == "down" else "nothing is running") in fails(verb)
+
+
+def test_an_error_of_the_disk_that_nobody_foresaw_is_one_line(
+    own_environment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_environment.mkdir()
+    (own_environment / "logs").write_text("in the way")
+    assert main(["up", "s3"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"lotlip: {own_environment}/logs: File exists"
+
+
+def test_a_check_without_room_for_copies_says_so_and_blames_no_shard(scenes_folder: Path) -> None:
+    command = f"ulimit -f 8; exec {LOTLIP} data check {scenes_folder}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr.startswith("lotlip: cannot copy shard-000000.tar to ")
+    assert done.stderr.endswith("File too large; make room, or set TMPDIR to a folder elsewhere\n")
+
+
 # What works
 
 
@@ -538,6 +626,64 @@ def test_data_eval_and_search_work_end_to_end(
     assert main(["search", str(model_folder), data, *TEXT, "--hits", "3"]) == 0
     assert "score" in capsys.readouterr().out
     assert Path("search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_data_set_can_be_checked_and_shown(
+    scenes_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(scenes_folder)
+    assert main(["data", "check", data]) == 0
+    assert capsys.readouterr().out.startswith(f"{data}: 60 samples in 2 shards, ")
+    assert main(["data", "check", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+    assert main(["data", "show", data, "--samples", "3", "--start", "38"]) == 0
+    assert capsys.readouterr().err.endswith("picture  samples.png\n")
+    assert Path("samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_text_beyond_what_the_model_reads_is_told(
+    model_folder: Path, scenes_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", str(model_folder), str(scenes_folder), "--text"]
+    assert main([*command, "A red castle. " * 40]) == 0
+    assert "--text has 164 tokens, the model reads 96: its end is left out\n" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "A red castle."]) == 0
+    assert "--text has" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint in the authors' layout, of the size of the preset `tiny`, and its BERT."""
+    shapes = {name: value.shape for name, value in LoTLIP(PRESETS["tiny"]).state_dict().items()}
+    origins = official_layout(shapes, present=()).values()
+    state = {key: torch.randn(origin.shape) for origin in origins for key in origin.keys}
+    torch.save({"state_dict": state}, tmp_path / "model.pt")
+    words = [f"word{number}" for number in range(1024 - len(SPECIAL_PIECES))]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join([*SPECIAL_PIECES, *words]) + "\n")
+    return tmp_path / "model.pt", tmp_path / "bert"
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_an_official_checkpoint_is_converted_into_a_model_that_works(
+    place: str,
+    official: tuple[Path, Path],
+    scenes_folder: Path,
+    tmp_path: Path,
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, bert = official
+    destination = f"{bucket}/models/official" if place == "s3" else str(tmp_path / "new" / "one")
+    command = ["convert-official", str(checkpoint), destination]
+    assert main([*command, "--preset", "tiny", "--bert", str(bert)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{destination}: ")
+    assert said.endswith("values, every key accounted for\n")
+    assert main(["search", destination, str(scenes_folder), "--text", "word1 word2"]) == 0
+    assert is_empty(tmp_path / "here" / "s3:")
 
 
 @pytest.mark.parametrize("command", ["search", "stats"])

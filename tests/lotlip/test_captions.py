@@ -103,8 +103,10 @@ def draw(sample: Sample, seed: int = 0, **config) -> tuple[list[str], ...]:
     return tuple(one.caption for one in drawn)
 
 
-def test_the_short_caption_comes_first_as_one_sentence():
-    assert draw(sample(llava=FIVE)) == (["a castle. old"], FIVE_SENTENCES)
+def test_the_short_caption_comes_first_in_its_sentences():
+    assert draw(sample(llava=FIVE)) == (["a castle.", "old"], FIVE_SENTENCES)
+    first, _ = draw_captions(sample(llava=FIVE), CaptionConfig(), np.random.default_rng(0))
+    assert first.pick == "short"
 
 
 def test_long_captions_can_be_drawn_without_the_short_one():
@@ -112,7 +114,7 @@ def test_long_captions_can_be_drawn_without_the_short_one():
 
 
 def test_the_short_caption_alone_needs_no_long_one():
-    assert draw(sample(), num_sub_captions=0) == (["a castle. old"],)
+    assert draw(sample(), num_sub_captions=0) == (["a castle.", "old"],)
 
 
 def test_windows_are_consecutive_sentences_drawn_uniformly():

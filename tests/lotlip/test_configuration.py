@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -101,6 +102,10 @@ def test_values_take_the_type_of_their_field(given, got):
         ({"lr": "0.1"}, "lr must be a number, got '0.1'"),
         ({"lr": True}, "lr must be a number, got True"),
         ({"lr": [0.1]}, "lr must be a number, got [0.1]"),
+        ({"lr": math.inf}, "lr=inf must be a finite number"),
+        ({"lr": math.nan}, "lr=nan must be a finite number"),
+        ({"lr": 10**400}, "lr=inf must be a finite number"),
+        ({"betas": [0.9, -math.inf]}, "betas[1]=-inf must be a finite number"),
         ({"shuffle": 1}, "shuffle must be true or false, got 1"),
         ({"shuffle": "yes"}, "shuffle must be true or false, got 'yes'"),
         ({"name": True}, "name must be a text, got True"),

@@ -152,6 +152,12 @@ def test_a_long_text_is_cut_and_still_ends_in_a_separator():
     for official in (False, True):
         cut = make(context_length=8).encode("a dog is the castle of a cat", official=official)
         assert cut == [VOCAB["[CLS]"], 200, 201, *ids("a dog is the [SEP]")]
+
+
+def test_the_full_length_is_that_of_a_text_that_is_not_cut():
+    whole, short = make(context_length=32), make(context_length=8)
+    for text in ("", "a dog", "a dog is the castle", "a dog. a cat. the castle", ["a", "dog"]):
+        assert short.full_length(text) == whole.full_length(text) == len(whole.encode(text))
     assert len(make(context_length=8).encode("a dog. " * 9)) == 8
 
 

@@ -100,7 +100,10 @@ def test_a_preset_that_is_no_name_is_refused(file, preset):
         ("captions.captioners=a", "captions.captioners must be a list"),
         ("train.precision=fp8", "train.precision='fp8' must be one of auto, fp32, bf16"),
         ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),
-        ("optim.lr=.nan", "optim.lr=nan must be above 0"),
+        ("optim.lr=.nan", "optim.lr=nan must be a finite number"),
+        ("optim.lr=.inf", "optim.lr=inf must be a finite number"),
+        ("train.long_weight=-.inf", "train.long_weight=-inf must be a finite number"),
+        (f"optim.lr={10**400}", "optim.lr=inf must be a finite number"),
         ("name=a/b", "name='a/b'"),
         ("optim.lr", "'optim.lr' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),
@@ -110,9 +113,31 @@ def test_a_wrong_argument_is_told_with_its_key(file, override, expected):
     assert expected in refused(file, MINIMAL, override)
 
 
-@pytest.mark.parametrize("override", ["name=[", "name={", "a..b=1", "[0]=1", "name=${x", "a[b=1"])
-def test_an_argument_that_does_not_parse_is_one_line(file, override):
+@pytest.mark.parametrize(
+    "override",
+    ["data.train=[", "name={", "name=${x", "data.train=a: b: c", "data=[1]", "name=[a]]"],
+)
+def test_an_argument_that_does_not_parse_is_blamed_and_not_the_file(file, override):
+    message = refused(file, MINIMAL, "optim.lr=1", override)
+    assert message.startswith(repr(override))
+    assert str(file) not in message
+
+
+@pytest.mark.parametrize("override", ["a..b=1", "[0]=1", "a[b=1"])
+def test_an_argument_whose_key_does_not_parse_is_one_line(file, override):
     refused(file, MINIMAL, override)
+
+
+@pytest.mark.parametrize("override", ["data.train=${oc.env:NO_SUCH_VARIABLE}", "name=${nothing}"])
+def test_an_argument_that_refers_to_nothing_is_blamed_and_not_the_file(file, override):
+    assert refused(file, MINIMAL, override).startswith(f"{override!r}: ")
+
+
+def test_a_pretrained_text_tower_needs_its_own_vocabulary(file):
+    message = refused(file, MINIMAL, "model.text.pretrained=/bert")
+    assert "model.text.pretrained=/bert knows the word pieces of its own vocabulary" in message
+    assert "tokenizer.pretrained" in message
+    load(file, MINIMAL, "model.text.pretrained=/bert", "tokenizer.pretrained=/bert")
 
 
 def test_a_missing_key_is_named(file):
@@ -177,6 +202,7 @@ def test_environment_variables_are_read(file, monkeypatch):
 
 def test_a_missing_environment_variable_is_named(file):
     message = refused(file, MINIMAL.replace("/data", "${oc.env:NO_SUCH_VARIABLE}"))
+    assert message.startswith(f"{file}: ")
     assert "NO_SUCH_VARIABLE" in message
 
 

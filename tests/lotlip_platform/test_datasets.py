@@ -201,6 +201,14 @@ def test_a_cut_shard_is_named_with_the_sample_where_it_ends(tmp_path):
     assert result.num_samples < 10
 
 
+def test_a_shard_that_cannot_be_read_is_a_problem_of_the_data(tmp_path):
+    small(tmp_path)
+    (tmp_path / "shard-000001.tar").unlink()
+    (tmp_path / "shard-000001.tar").symlink_to("/proc/self/mem")  # opens, and cannot be read
+    (problem,) = check(str(tmp_path), quiet).problems
+    assert problem == "shard-000001.tar: cannot be read: Input/output error"
+
+
 def test_wrong_counts_missing_and_unlisted_objects_are_listed(tmp_path):
     store = FolderStore(tmp_path)
     manifest = small(tmp_path)

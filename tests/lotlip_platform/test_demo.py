@@ -6,10 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from lotlip.errors import ConfigError
+from lotlip_platform import demo
+from lotlip_platform.train import TrainResult
 
 LOTLIP = str(Path(sys.executable).with_name("lotlip"))
 
@@ -33,6 +38,29 @@ def interrupt_behind_the_first_arm() -> None:
                 break
         process.stderr.read()
     assert process.returncode == 130
+
+
+def test_a_model_that_mlflow_has_not_taken_yet_is_searched_with_from_its_run_folder(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = TrainResult(
+        folder="s3://b/runs/one",
+        run_id="",
+        tracking_uri="http://127.0.0.1:1",
+        model_uri="models:/lotlip/1",
+        digest="d",
+        metrics={},
+    )
+    assert demo._address(result) == "models:/lotlip/1"
+    assert capsys.readouterr().err == ""
+    assert demo._address(replace(result, model_uri="")) == "s3://b/runs/one/model"
+    assert "the model is not registered in MLflow yet" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"^cannot write .*samples\.png: .*; set LOTLIP_HOME$"):
+        demo._write(tmp_path / "demo" / "samples.png", b"")
 
 
 @pytest.mark.slow

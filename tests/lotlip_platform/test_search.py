@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from lotlip.errors import ConfigError, DataError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.model import LoTLIP
 from lotlip_platform import search as search_module
-from lotlip_platform.search import match_table, search, search_sheet
+from lotlip_platform.search import Match, cut_note, match_table, search, search_sheet
 
 TEXT = "A red castle stands in the middle. Two white birds are above it."
 
@@ -88,6 +89,21 @@ def test_the_table_has_a_line_for_each_match(model, scenes_folder):
     for place, (line, match) in enumerate(zip(lines, matches, strict=True), start=1):
         assert line.split()[:3] == [str(place), f"{match.score:.3f}", match.sample.key]
         assert line.endswith(match.sample.short)
+
+
+def test_a_caption_of_several_lines_takes_one_line_of_the_table(samples):
+    sample = replace(samples[0], short=" a castle\n\tby  a lake\r\n")
+    lines = match_table([Match(sample, 0.5)]).splitlines()
+    assert len(lines) == 3
+    assert lines[-1].endswith(f"{sample.key}  a castle by a lake")
+
+
+def test_a_description_that_is_read_to_its_end_has_no_note(model):
+    assert cut_note(model, TEXT) == ""
+    fits = "castle " * (96 - 4)  # [CLS], two corner tokens and [SEP]
+    assert cut_note(model, fits) == ""
+    wanted = "--text has 97 tokens, the model reads 96: its end is left out"
+    assert cut_note(model, f"{fits}castle") == wanted
 
 
 def test_the_sheet_is_a_picture_whatever_the_number_of_matches(model, scenes_folder):

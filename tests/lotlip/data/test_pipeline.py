@@ -195,6 +195,19 @@ def _samples_of(source: Source, samples: list[Sample], span: object) -> list[Sam
     return samples[first + span.start : first + span.stop]  # type: ignore[attr-defined]
 
 
+def test_the_short_caption_has_the_ids_that_an_evaluation_gives_it(
+    scene_samples: list[Sample], scene_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    short = "A red castle. A white bird."
+    store = FolderStore(tmp_path)
+    samples = [replace(sample, short=short) for sample in scene_samples[:GLOBAL_BATCH]]
+    write_dataset(store, [(write_shard(store, "shard-000000.tar", samples), CaptionCount())], {})
+    (batch,) = global_batches(source_of(store, scene_tokenizer))
+    expected = scene_tokenizer([short])[0]
+    assert list(expected).count(scene_tokenizer.sep_id) == 2
+    assert np.array_equal(batch.ids_BSL[0, 0, : len(expected)].numpy(), expected)
+
+
 def test_a_trace_names_what_each_sample_was(source: Source) -> None:
     (first, *_), (other, *_) = global_batches(source), global_batches(replace(source, seed=4))
     assert tuple(sample.key for sample in first.trace) == first.keys

@@ -29,9 +29,9 @@ from lotlip.model.pretrained import (
     load_bert,
     load_image_tower,
     load_official,
-    read_official,
 )
 from lotlip.model.text_tower import TextTower
+from lotlip.model.weight_files import read_official
 from lotlip.tokenizer import Tokenizer
 from lotlip.vocabulary import SPECIAL_PIECES
 
@@ -133,7 +133,9 @@ def test_bert_without_a_pooler_leaves_ours_and_the_corner_tokens_random(tmp_path
 
 def test_a_bert_of_another_size_is_an_error_that_names_the_key(tmp_path):
     BertModel(bert_config(vocab_size=1000)).save_pretrained(tmp_path)
-    wanted = re.escape("embeddings.words.weight has shape [1000, 32], the model needs [1024, 32]")
+    wanted = re.escape(
+        "embeddings.word_embeddings.weight has shape [1000, 32], the model needs [1024, 32]"
+    )
     with pytest.raises(CheckpointError, match=wanted):
         load_bert(plain_text_tower(), str(tmp_path))
 
@@ -209,6 +211,100 @@ def test_every_tensor_of_an_image_tower_is_accounted_for(tmp_path, change, messa
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_image_tower(tower, str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["vit.norm.weight", "layernorm.weight"])
+def test_no_second_key_fills_a_tensor_of_a_timm_tower(tmp_path, key):
+    state = timm_names(ImageTower(TINY.image)) | {key: torch.full((32,), 7.0)}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"has {key}, which this model has no place for"):
+        load_image_tower(ImageTower(TINY.image), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "key", ["norm.weight", "layernorm.weight", "vit.norm.weight", "vit.blocks.0.attn.qkv.bias"]
+)
+def test_no_second_key_fills_a_tensor_of_a_vit(tmp_path, key):
+    ViTForImageClassification(vit_config(num_labels=7)).save_pretrained(tmp_path)
+    rewrite(tmp_path, with_(**{key: torch.full((32,), 7.0)}))
+    with pytest.raises(CheckpointError, match=f"has {key}, which this model has no place for"):
+        load_image_tower(ImageTower(TINY.image), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "pooler.bias",
+        "bert.pooler.bias",
+        "bert.embeddings.corners",
+        "bert.embeddings.LayerNorm.gamma",
+        "embeddings.LayerNorm.weight",
+    ],
+)
+def test_no_second_key_fills_a_tensor_of_a_text_tower(tmp_path, key):
+    BertForPreTraining(bert_config()).save_pretrained(tmp_path)
+    rewrite(tmp_path, with_(**{key: torch.full((32,), 7.0)}))
+    with pytest.raises(CheckpointError, match=f"has {key}, which this model has no place for"):
+        load_bert(plain_text_tower(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("word_embeddings", torch.zeros(())),
+        ("token_type_embeddings", torch.zeros(())),
+        ("token_type_embeddings", torch.zeros(0, 32)),
+        ("token_type_embeddings", torch.zeros(1, 32)),
+    ],
+)
+def test_tables_of_a_bert_in_a_wrong_shape_are_told(tmp_path, name, value):
+    BertForPreTraining(bert_config()).save_pretrained(tmp_path)
+    key = f"bert.embeddings.{name}.weight"
+    rewrite(tmp_path, with_(**{key: value}))
+    wanted = re.escape(f"{key} has shape {list(value.shape)}, the model needs [")
+    with pytest.raises(CheckpointError, match=wanted):
+        load_bert(plain_text_tower(), str(tmp_path))
+
+
+def test_weights_that_are_whole_numbers_are_told(tmp_path):
+    BertModel(bert_config()).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda state: {key: value.long() for key, value in state.items()})
+    with pytest.raises(CheckpointError, match=r"holds int64, the model needs floating point"):
+        load_bert(plain_text_tower(), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_act", "gelu_new"),
+        ("layer_norm_eps", 1e-5),
+        ("position_embedding_type", "relative_key"),
+        ("is_decoder", True),
+        ("model_type", "roberta"),
+    ],
+)
+def test_a_bert_that_computes_otherwise_is_refused(tmp_path, name, value):
+    BertModel(bert_config()).save_pretrained(tmp_path)
+    assert_setting_is_refused(tmp_path, name, value, load_bert, plain_text_tower())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hidden_act", "relu"), ("layer_norm_eps", 0.1), ("qkv_bias", False)]
+)
+def test_a_vit_that_computes_otherwise_is_refused(tmp_path, name, value):
+    ViTModel(vit_config()).save_pretrained(tmp_path)
+    assert_setting_is_refused(tmp_path, name, value, load_image_tower, ImageTower(TINY.image))
+
+
+def assert_setting_is_refused(folder: Path, name: str, value, load, tower: nn.Module) -> None:
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {name: value}))
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json says {name}={value}, ")):
+        load(tower, str(folder))
+    settings.pop(name, None)
+    path.write_text(json.dumps(settings))
+    load(tower, str(folder))
 
 
 def test_folders_without_readable_weights_are_one_line_errors(tmp_path):
@@ -335,50 +431,80 @@ def test_an_official_checkpoint_gives_the_authors_features(tmp_path, prefix, wra
     assert not model.training
 
 
+IN_TEXT = "text.transformer."
+WORDS = f"{IN_TEXT}embeddings.word_embeddings.weight"
+SEGMENTS = f"{IN_TEXT}embeddings.token_type_embeddings.weight"
+
+
 def without(*keys: str):
     return lambda state: {key: value for key, value in state.items() if key not in keys}
+
+
+def with_(**tensors: Tensor):
+    return lambda state: state | tensors
 
 
 @pytest.mark.parametrize(
     "change,message",
     [
         (without("logit_scale"), "lacks logit_scale"),
-        (without("text.proj.weight"), "lacks text_projection.weight"),
-        (without("visual.trunk.blocks.1.norm2.bias"), "lacks image_tower.blocks.1.norm2.bias"),
+        (without("text.proj.weight"), "lacks text.proj.weight"),
+        (without("visual.trunk.blocks.1.norm2.bias"), "lacks visual.trunk.blocks.1.norm2.bias"),
         (
-            without("text.transformer.encoder.layer.1.output.dense.bias"),
-            "lacks text_tower.layers.1.fc2.bias",
+            without(f"{IN_TEXT}encoder.layer.1.output.dense.bias"),
+            f"lacks {IN_TEXT}encoder.layer.1.output.dense.bias",
+        ),
+        (without(WORDS), f"lacks {WORDS}"),
+        (without(SEGMENTS), f"lacks {SEGMENTS}"),
+        (lambda state: {}, "lacks logit_scale (and"),
+        (with_(logit_bias=torch.zeros(1)), "has logit_bias, which"),
+        (with_(**{"visual.trunk.head.weight": torch.zeros(2)}), "has visual.trunk.head.weight, wh"),
+        (
+            with_(**{"text.proj.weight": torch.zeros(16, 32)}),
+            "text.proj.weight has shape [16, 32], the model needs [32, 32]",
         ),
         (
-            without("text.transformer.embeddings.word_embeddings.weight"),
-            "lacks text_tower.embeddings.corners (and 1 more)",
+            with_(**{WORDS: torch.zeros(1028, 32)}),
+            f"{WORDS} has shape [1028, 32], the model needs [1026, 32]",
         ),
+        (with_(**{WORDS: torch.zeros(())}), f"{WORDS} has shape [], the model needs [1026, 32]"),
+        (with_(**{SEGMENTS: torch.zeros(())}), f"{SEGMENTS} has shape [], the model needs [2, 32]"),
+        (with_(**{SEGMENTS: torch.zeros(0, 32)}), "has shape [0, 32], the model needs [2, 32]"),
+        (with_(**{SEGMENTS: torch.zeros(3, 32)}), "has shape [3, 32], the model needs [2, 32]"),
         (
-            without("text.transformer.embeddings.token_type_embeddings.weight"),
-            "lacks embeddings.token_type_embeddings.weight",
-        ),
-        (lambda state: {}, "lacks"),
-        (lambda state: state | {"logit_bias": torch.zeros(1)}, "has logit_bias, which"),
-        (
-            lambda state: state | {"visual.trunk.head.weight": torch.zeros(2)},
-            "has image_tower.head.weight, which",
-        ),
-        (
-            lambda state: state | {"text.proj.weight": torch.zeros(16, 32)},
-            "text_projection.weight has shape [16, 32], the model needs [32, 32]",
-        ),
-        (
-            lambda state: (
-                state
-                | {"text.transformer.embeddings.word_embeddings.weight": torch.zeros(1028, 32)}
-            ),
-            "text_tower.embeddings.corners has shape [4, 32], the model needs [2, 32]",
+            with_(**{WORDS: torch.zeros(1026, 32, dtype=torch.int64)}),
+            f"{WORDS} holds int64, the model needs floating point",
         ),
     ],
 )
 def test_every_tensor_of_an_official_checkpoint_is_accounted_for(change, message):
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_official(change(Official().state()), TINY)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "image_tower.norm.weight",
+        "text_tower.pooler.bias",
+        "text_projection.weight",
+        "text.transformer.pooler.bias",
+        "text.transformer.embeddings.segment",
+        "text.transformer.embeddings.LayerNorm.gamma",
+        "module.logit_scale",
+    ],
+)
+def test_a_key_that_the_authors_do_not_have_never_fills_a_tensor(key):
+    state = with_(**{key: torch.full((32,), 7.0)})(Official().state())
+    with pytest.raises(CheckpointError, match=f"has {key}, which this model has no place for"):
+        load_official(state, TINY)
+
+
+def test_messages_name_keys_as_the_file_has_them():
+    state = {f"module.{key}": value for key, value in Official().state().items()}
+    state[f"module.{WORDS}"] = torch.zeros(3, 32)
+    with pytest.raises(CheckpointError, match=re.escape(f"module.{WORDS} has shape [3, 32]")):
+        load_official(state, TINY)
 
 
 class Malicious:

@@ -1,9 +1,11 @@
 """One of several training processes that talk over gloo; test_loop.py starts them.
 
-    python loop_worker.py FOLDER RANK NUM_WORKERS
+    python loop_worker.py FOLDER RANK NUM_WORKERS [MAX_BAD_FRACTION]
 
 FOLDER holds the data set and, in tokenizer/, the tokenizer. Rank 0 trains alone first, and then
 prints the losses and gradient norms of both runs and how many bad samples each found, as JSON.
+With MAX_BAD_FRACTION there are to be too many: they train together only, and each worker prints
+the error it got.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from lotlip.data.manifest import read_manifest
 from lotlip.data.order import OrderConfig
 from lotlip.data.pipeline import DataConfig, Source
 from lotlip.data.store import FolderStore
+from lotlip.errors import DataError
 from lotlip.images import AugmentConfig
 from lotlip.model import PRESETS, LoTLIP
 from lotlip.tokenizer import Tokenizer
@@ -30,7 +33,7 @@ from lotlip.train.optim import OptimConfig, make_optimizer
 from lotlip.train.state import TrainState
 
 
-def train(folder: Path, num_steps: int) -> dict[str, list[float]]:
+def train(folder: Path, num_steps: int, max_bad_fraction: float = 0.1) -> dict[str, list[float]]:
     """Losses, gradient norms and the number of bad samples of all workers in each step."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.load(folder / "tokenizer")
@@ -54,7 +57,7 @@ def train(folder: Path, num_steps: int) -> dict[str, list[float]]:
             source,
             loop=LoopConfig(num_samples=num_steps * 24, global_batch=24, precision="fp32"),
             optim=optim,
-            data=DataConfig(train=str(folder), max_bad_fraction=0.1),
+            data=DataConfig(train=str(folder), max_bad_fraction=max_bad_fraction),
         )
     )
     bad = distributed.gather_objects([len(step.bad) for step in steps])
@@ -65,14 +68,20 @@ def train(folder: Path, num_steps: int) -> dict[str, list[float]]:
     }
 
 
-def main(folder: Path, rank: int, num_workers: int) -> None:
+def main(folder: Path, rank: int, num_workers: int, max_bad_fraction: float | None = None) -> None:
     torch.set_num_threads(1)
-    alone = train(folder, num_steps=5) if rank == 0 else {}
+    alone = train(folder, num_steps=5) if rank == 0 and max_bad_fraction is None else {}
     rendezvous = dist.FileStore(str(folder / "rendezvous"), num_workers)
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=num_workers)
-    together = train(folder, num_steps=5)
-    if rank == 0:
-        sys.stdout.write(json.dumps({"alone": alone, "together": together}))
+    if max_bad_fraction is None:
+        together = train(folder, num_steps=5)
+        if rank == 0:
+            sys.stdout.write(json.dumps({"alone": alone, "together": together}))
+    else:
+        try:
+            train(folder, num_steps=9, max_bad_fraction=max_bad_fraction)
+        except DataError as error:
+            sys.stdout.write(str(error))
     # Whoever left early, while the other still talks, aborted in one of twelve runs.
     gc.collect()
     dist.barrier()
@@ -80,4 +89,4 @@ def main(folder: Path, rank: int, num_workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))

@@ -247,6 +247,7 @@ def test_too_many_bad_samples_stop_the_run_and_are_listed(
     found = re.match(r"(\d+) bad samples in epoch 0, more than data.max_bad_f", text)
     assert found
     assert int(found[1]) > 15
+    assert "bad_samples.jsonl" in text
     listed = re.findall(
         r"shard-00000[12].tar\[(\d+)\]: sample (\d+): its json has no text 'short'", text
     )
@@ -276,10 +277,35 @@ def test_two_processes_give_the_losses_of_one(
     scene_tokenizer.save(folder / "tokenizer")
     path = folder / "shard-000000.tar"
     path.write_bytes(path.read_bytes().replace(b'"short"', b'"shirt"', 5))
+    outputs = together(folder)
+    result = json.loads(outputs[0])
+    alone, shared = result["alone"], result["together"]
+    assert len(alone["loss"]) == 5
+    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+    assert shared["num_bad"] == alone["num_bad"]
+
+
+def test_a_worker_without_bad_samples_lists_those_of_the_others(
+    scene_store: FolderStore, scene_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    shutil.copytree(scene_store.root, folder)
+    scene_tokenizer.save(folder / "tokenizer")
+    path = folder / "shard-000005.tar"  # in the half that worker 1 reads
+    path.write_bytes(path.read_bytes().replace(b'"short"', b'"shirt"'))
+    first, second = together(folder, "0.05")
+    assert first == second
+    assert len(re.findall(r"shard-000005.tar\[\d+\]: sample \d+: its json has", first)) == 5
+    assert "bad_samples.jsonl" in first
+
+
+def together(folder: Path, *arguments: str) -> list[str]:
+    """What two workers print that train on a data set."""
     script = Path(__file__).with_name("loop_worker.py")
     workers = [
         subprocess.Popen(
-            [sys.executable, str(script), str(folder), str(rank), "2"],
+            [sys.executable, str(script), str(folder), str(rank), "2", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -292,12 +318,7 @@ def test_two_processes_give_the_losses_of_one(
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], outputs
-    result = json.loads(outputs[0][0])
-    alone, together = result["alone"], result["together"]
-    assert len(alone["loss"]) == 5
-    assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
-    assert together["num_bad"] == alone["num_bad"]
+    return [out for out, _ in outputs]
 
 
 @pytest.mark.parametrize(
