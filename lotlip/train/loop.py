@@ -91,6 +91,8 @@ class Step:
     epoch: int
     loss: float
     """Of the global batch."""
+    mean_loss: float
+    """Over the steps since the last multiple of `train.log_every_steps`, if they were finite."""
     scale: float
     lr: float
     grad_norm: float
@@ -144,10 +146,12 @@ def train_steps(
             )
             state.step += 1
             allowance.count(done.num_bad, is_first=state.step - 1 == epoch * steps_per_epoch)
+            anew = (state.step - 1) % loop.log_every_steps == 0
             yield Step(
                 step=state.step,
                 epoch=epoch,
                 loss=done.loss,
+                mean_loss=state.count_loss(done.loss, anew=anew),
                 scale=float(state.model.scale().detach()),
                 lr=lr,
                 grad_norm=done.grad_norm,

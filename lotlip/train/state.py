@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -15,7 +17,7 @@ from lotlip.model import LoTLIP
 from lotlip.model.pretrained import load_exactly
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
-_COUNTS = ("step", "num_bad", "num_bad_in_epoch", "num_skipped")
+_COUNTS = ("step", "num_bad", "num_bad_in_epoch", "num_skipped", "loss_sum", "num_losses")
 
 
 @dataclass
@@ -32,6 +34,21 @@ class TrainState:
     """Those of the current epoch."""
     num_skipped: int = 0
     """Steps that changed nothing, since their gradients weren't finite."""
+    loss_sum: float = 0.0
+    """Of the finite losses since metrics were logged last."""
+    num_losses: int = 0
+
+    def count_loss(self, loss: float, *, anew: bool) -> float:
+        """Count a step's loss, as the first one if `anew`; the mean of those counted.
+
+        It is part of the state: a run that is resumed logs what it would have logged.
+        """
+        if anew:
+            self.loss_sum, self.num_losses = 0.0, 0
+        if math.isfinite(loss):
+            self.loss_sum += loss
+            self.num_losses += 1
+        return self.loss_sum / self.num_losses if self.num_losses else math.nan
 
 
 def to_bytes(state: TrainState, share: int = 0, num_shares: int = 1) -> bytes:
@@ -48,7 +65,7 @@ def to_bytes(state: TrainState, share: int = 0, num_shares: int = 1) -> bytes:
             own[name] = value
         before += value.nbytes
     if share == 0:
-        own |= {name: torch.tensor(getattr(state, name)) for name in _COUNTS}
+        own |= {name: torch.from_numpy(np.array(getattr(state, name))) for name in _COUNTS}
     # Copies: tensors that share memory, or views, are refused by safetensors.
     return safetensors.torch.save({k: v.detach().cpu().clone() for k, v in own.items()})
 
@@ -83,7 +100,7 @@ def from_bytes(state: TrainState, shares: Sequence[bytes], where: str) -> None:
             "layers it was trained with"
         )
     for name in _COUNTS:
-        setattr(state, name, int(tensors[name]))
+        setattr(state, name, tensors[name].item())
 
 
 def _moments_of(moments: dict[str, Tensor], name: str, parameter: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -89,7 +88,7 @@ class Meter:
         world = distributed.world_size()
         if distributed.rank() == 0 and seconds > 0:
             metrics = {
-                "train/loss": _mean_of_finite([taken.loss for taken in self.steps]),
+                "train/loss": step.mean_loss,
                 "train/scale": step.scale,
                 "train/lr": step.lr,
                 "train/grad_norm": step.grad_norm,
@@ -101,9 +100,3 @@ class Meter:
             }
             self.records.measured(step.step, {**metrics, **self.machine.measure()})
         self.steps = []
-
-
-def _mean_of_finite(values: list[float]) -> float:
-    """Skipped steps have no loss that could be averaged."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

@@ -139,8 +139,7 @@ def _train(
         records.take(step)
         last = step.step == config.train.num_steps
         save = step.step % config.train.save_every_steps == 0 or last or step.to_stop
-        # With each save as well: after a resume the means are over the same steps as without.
-        if step.step % config.train.log_every_steps == 0 or save:
+        if step.step % config.train.log_every_steps == 0 or last:
             meter.log(step)
         every = config.train.eval_every_steps
         # Not where training is to stop: a machine may have little time left to save.

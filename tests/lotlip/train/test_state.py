@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import safetensors.torch
@@ -179,3 +180,16 @@ def test_moments_of_a_tower_that_is_locked_now_are_an_error():
     train(state, 1)
     with pytest.raises(CheckpointError, match="resume with the locked layers"):
         from_bytes(make_state(locked_layers=-1), [to_bytes(state)], "here")
+
+
+def test_the_mean_of_losses_goes_on_where_a_checkpoint_left_it() -> None:
+    state = make_state()
+    for number, loss in enumerate((0.1, float("nan"), 0.3)):
+        mean = state.count_loss(loss, anew=number == 0)
+    again = make_state(1)
+    from_bytes(again, [to_bytes(state)], "here")
+    assert mean == 0.2
+    assert again.count_loss(1 / 3, anew=False) == state.count_loss(1 / 3, anew=False)
+    assert again.num_losses == 3
+    assert again.count_loss(7.0, anew=True) == 7.0
+    assert math.isnan(again.count_loss(float("inf"), anew=True))
