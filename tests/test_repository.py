@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def system():
     return platform.system(), platform.__file__
 
 ray.init(
-    num_cpus=1, include_dashboard=False, log_to_driver=False,
+    address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
     runtime_env={"working_dir": ".", "env_vars": {"PYTHONPATH": "platform"}},
 )
 print(ray.get(system.remote()))
@@ -58,12 +59,17 @@ def test_nothing_shadows_the_standard_platform_module(folder: str):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in the wheel."""
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     output("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
     (path,) = folder.glob("*.whl")
-    return zipfile.ZipFile(path).namelist()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> list[str]:
+    """The names in the wheel."""
+    return zipfile.ZipFile(wheel_file).namelist()
 
 
 def test_the_wheel_holds_both_packages_and_what_they_need(wheel: list[str]):
@@ -79,6 +85,35 @@ def test_the_wheel_holds_both_packages_and_what_they_need(wheel: list[str]):
 def test_the_wheel_holds_no_platform_and_no_tests(wheel: list[str]):
     tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
     assert tops == {"lotlip", "lotlip_platform"}
+
+
+def test_the_installed_wheel_gives_a_command_that_works_anywhere(wheel_file: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site))
+    output(*pip, str(wheel_file))
+
+    def lotlip(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(site / "bin" / "lotlip"), *arguments],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+
+    told = lotlip("train", "train/scenes", "train.lr=1").stderr
+    assert told.startswith("lotlip: unknown key train.lr"), told
+    made = lotlip("data", "scenes", "made", "--samples", "4")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "made" / "manifest.json").exists()
+    told = subprocess.run(
+        [sys.executable, "-c", "import lotlip, lotlip_platform as p; print(lotlip, p)"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert told.count(str(site)) == 2, told
 
 
 def test_every_make_command_of_the_readme_exists():

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 from PIL import Image
 
 import lotlip
@@ -153,7 +154,11 @@ def _signature() -> ModelSignature:
         ColSpec(DataType.string, "image", required=False),
         ColSpec(DataType.string, "text", required=False),
     ]
-    return ModelSignature(inputs=Schema(text_or_image))
+    embeddings: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.double), "image_embedding", required=False),
+        ColSpec(Array(DataType.double), "text_embedding", required=False),
+    ]
+    return ModelSignature(inputs=Schema(text_or_image), outputs=Schema(embeddings))
 
 
 def _input_example() -> pd.DataFrame:

@@ -19,7 +19,7 @@ from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.pulse import Pulse
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.step_log import Meter, Records
-from lotlip_platform.train_worker import Teller
+from lotlip_platform.teller import Teller
 
 
 def bare(model: LoTLIP, source: Source, num_samples: int) -> None:

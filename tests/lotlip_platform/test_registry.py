@@ -99,6 +99,8 @@ def test_what_is_stored_holds_no_pickle(registered: Registered, tmp_path: Path) 
 def test_the_signature_names_image_and_text_as_optional(served: Any) -> None:
     columns = {column.name: column.required for column in served.metadata.signature.inputs.inputs}
     assert columns == {"image": False, "text": False}
+    outputs = {column.name: column.required for column in served.metadata.signature.outputs.inputs}
+    assert outputs == {"image_embedding": False, "text_embedding": False}
     example = served.input_example
     assert set(example.columns) == {"image", "text"}
     (answer,) = served.predict(example)

@@ -30,9 +30,9 @@ from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.preemption import Stopped
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
+from lotlip_platform.teller import Teller
 from lotlip_platform.train import TrainResult, train
 from lotlip_platform.train_config import TrainConfig
-from lotlip_platform.train_worker import Teller
 
 LOTLIP = str(Path(sys.executable).with_name("lotlip"))
 # A shell that runs the tests in the background makes all below it deaf to SIGINT.
@@ -127,6 +127,8 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
     assert found.data.tags["data_manifest"] == found.inputs.dataset_inputs[0].dataset.digest
     assert {"code_version", "torch_version", "run_folder"} <= found.data.tags.keys()
     assert found.data.metrics["train/loss"] > 0
+    assert found.data.metrics["system/worker_memory_usage_megabytes"] > 10
+    assert found.data.metrics.keys() >= {"system/cpu_utilization_percentage", "train/tokens_per_s"}
     client = MlflowClient(tracking.tracking_uri())
     recall = client.get_metric_history(result.run_id, "eval/scenes/long_text_to_image_r1")
     assert [point.step for point in recall] == [4, 8]
