@@ -86,7 +86,7 @@ def connected() -> Iterator[None]:
     local: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # or it would take any Ray that runs on this machine
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": _WORKER_ENVIRONMENT},

@@ -31,7 +31,7 @@ def bare(model: LoTLIP, source: Source, num_samples: int) -> None:
 @contextmanager
 def watched() -> Iterator[Mailbox]:
     """A driver's mailbox in a real Ray."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield ray.remote(num_cpus=0)(Mailbox).remote()
     ray.shutdown()
 

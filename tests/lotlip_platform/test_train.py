@@ -43,7 +43,7 @@ INTERRUPTIBLE = [sys.executable, "-c", f"{HEAR}os.execv(sys.argv[1], sys.argv[1:
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     """One Ray for all tests here; `train` uses the connection that it finds."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
