@@ -75,10 +75,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
+    if given.faults < 1:
+        parser.error("--faults must be 1 or more")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     rounds = []
-    sizes = [FAULTS_A_ROUND] * (given.faults // FAULTS_A_ROUND)
-    sizes += [given.faults % FAULTS_A_ROUND] * (given.faults % FAULTS_A_ROUND > 0)
+    firsts = range(0, given.faults, FAULTS_A_ROUND)
+    sizes = [min(FAULTS_A_ROUND, given.faults - first) for first in firsts]
     num_steps = (max(sizes) + 2) * STEPS_A_FAULT
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -89,10 +91,10 @@ def main() -> int:
         for number, size in enumerate(sizes):
             rng = random.Random(f"{given.seed}-{number}")
             rounds.append(one_round(services, base, f"round-{number}", size, rng))
-    report = Report.of(rounds, num_steps, base.step_s, damages, given.seed)
+            report = Report.of(rounds, num_steps, base.step_s, damages, given.seed)
+            if given.report:  # what there is so far: whoever stops it keeps that
+                write_report(report)
     print(printed(report))
-    if given.report:
-        write_report(report)
     return 1 if report.is_bad else 0
 
 
