@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -366,10 +366,10 @@ class _CountingStore(FolderStore):
         self.starts: list[int] = []
         self.files: list[BinaryIO] = []
 
-    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+    def open(self, name: str, *, start: int = 0, **relied_on: Any) -> BinaryIO:
         self.opened.append(name)
         self.starts.append(start)
-        self.files.append(super().open(name, num_bytes=num_bytes, start=start))
+        self.files.append(super().open(name, start=start, **relied_on))
         return self.files[-1]
 
 
@@ -380,11 +380,11 @@ def test_a_store_that_fails_while_a_substitute_is_read_says_so(damaged: Source) 
     overwrite(damaged, "shard-000002.tar", "00000080.json", b"{", b"?")
 
     class Failing(FolderStore):
-        def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
+        def open(self, name: str, *, start: int = 0, **relied_on: Any) -> BinaryIO:
             allowed[name] -= 1
             if allowed[name] < 0:
                 raise DataError("the store is away")
-            return super().open(name, num_bytes=num_bytes, start=start)
+            return super().open(name, start=start, **relied_on)
 
     with pytest.raises(DataError, match="the store is away"):
         global_batches(replace(damaged, store=Failing(sound.root)))

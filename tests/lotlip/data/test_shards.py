@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -302,8 +302,8 @@ class _BreakingStore(FolderStore):
 
     error: Exception
 
-    def open(self, name: str, *, num_bytes: int | None = None, start: int = 0) -> BinaryIO:
-        return _Breaking(super().open(name, num_bytes=num_bytes), self.error)  # type: ignore[return-value]
+    def open(self, name: str, *, start: int = 0, **relied_on: Any) -> BinaryIO:
+        return _Breaking(super().open(name, **relied_on), self.error)  # type: ignore[return-value]
 
 
 class _Breaking(io.RawIOBase):
