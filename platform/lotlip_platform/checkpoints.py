@@ -242,12 +242,19 @@ class Saver:
             except Exception as error:  # noqa: BLE001 - a thread's errors would be seen by nobody
                 self._failure = CheckpointError(f"{type(error).__name__}: {error}")
 
+        self._begin(write)
+
+    def _begin(self, write: Callable[[], None]) -> None:
+        self._write = write
         self._thread = threading.Thread(target=write, daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the last save. Raises: LotlipError if it failed."""
+        """Wait for the last save. Raises: LotlipError if it failed as often as saves may."""
         self._await()
+        while self._failure is not None and self._num_failed < self._config.max_failed_saves:
+            self._begin(self._write)
+            self._await()
         if self._failure is not None:
             raise self._failure
 

@@ -30,6 +30,7 @@ _LOOK_S = 2.0
 _SETTLED_S = 10.0
 """How long there must be room for more workers before they are started."""
 _WAITING_S = 60.0
+_KILL_AGAIN_S = 30.0
 
 
 def run_workers(
@@ -70,11 +71,11 @@ def run_workers(
                 )
                 if failure is not None and failure.users_own is not None:
                     raise failure.users_own
-                if request.by:
-                    raise _stopped(config, listener.stopped_at, request, tracked, command)
                 is_done = failure is None or folder.read_result() is not None
                 if listener.stopped_at is None and is_done:
                     break
+                if request.by:
+                    raise _stopped(config, listener.stopped_at, request, tracked, command)
                 reason = life.fault or (failure.reason if failure else "")
                 if reason:
                     failures += 1
@@ -102,6 +103,7 @@ class _Life:
         self.num_workers = self._as_many_as_fit()
         self._began = self._looked = time.monotonic()
         self._told = self._waiting_told = self._straggler_told = False
+        self._kill_at = 0.0
         self.fault = ""
         """What is wrong with the workers, if that is why they are to end."""
         self._could_grow = 0
@@ -125,12 +127,11 @@ class _Life:
 
     def _look_at_workers(self) -> None:
         workers = self._listener.workers
-        if self.fault:
-            return
         if fault := workers.hung():
-            self.fault = fault
-            self._listener.note(f"{fault}: killing the workers")
-            workers.kill()
+            if time.monotonic() > self._kill_at:
+                self.fault, self._kill_at = fault, time.monotonic() + _KILL_AGAIN_S
+                self._listener.note(f"{fault}: killing the workers")
+                workers.kill()
         elif not self._told and (fault := workers.too_large()):
             self.fault = fault
             self._stop(f"{fault}: saving, then starting the workers again")

@@ -45,7 +45,7 @@ def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> 
     Returns the number of the version. Raises: MLflow's own errors, DataError.
     """
     serving = Path(__file__).parent / "serving_model.py"
-    with tempfile.TemporaryDirectory() as temporary, tracking.resumed(run_id):
+    with tempfile.TemporaryDirectory() as temporary, tracking.resumed(server, run_id):
         folder = Path(temporary) / "model"
         folder.mkdir()
         _copy(model, folder)

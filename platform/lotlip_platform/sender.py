@@ -85,11 +85,12 @@ class Sender:
 
     def _retried(self) -> str:
         """Send again what the server didn't take; why it still doesn't."""
-        trouble, left = "", self._sent.deferred
-        self._sent.deferred = []
-        for place in left:
+        trouble = ""
+        for _ in range(len(self._sent.deferred)):
+            place = self._sent.deferred[0]
             entry, _ = next(self._journal.read(place))
-            trouble = self._send([entry], at=place) or trouble
+            trouble = self._send([entry], at=place) or trouble  # it may be put off anew, at the end
+            self._sent.deferred.pop(0)
         return trouble
 
     def _send(self, portion: list[Entry], *, at: int) -> str:

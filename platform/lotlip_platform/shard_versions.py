@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from lotlip.data.manifest import Manifest, Shard
-from lotlip.data.shards import described
 from lotlip.data.store import Store, wrong_size
 from lotlip.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
 
 
 class TrainingData(NamedTuple):
@@ -41,9 +43,13 @@ def check_shards(store: Store, manifest: Manifest, known: Mapping[str, str]) -> 
 
 
 def _check_content(store: Store, shard: Shard, tag: str) -> None:
+    found = hashlib.sha256()
     with store.open(shard.name, num_bytes=shard.num_bytes, tag=tag) as file:
-        if described(file, shard.name).sha256 != shard.sha256:
-            raise DataError(
-                f"{store.uri}/{shard.name} was changed since this run began: bring the old one "
-                "back, or give the new data a manifest and the run another name=..."
-            )
+        while chunk := file.read(_CHUNK_BYTES):
+            found.update(chunk)
+    if found.hexdigest() != shard.sha256:
+        raise DataError(
+            f"{store.uri}/{shard.name} was changed since this run began, and is not what its "
+            "manifest says: bring the old one back, or give the new data a manifest and the run "
+            "another name=..."
+        )

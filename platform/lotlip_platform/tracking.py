@@ -122,13 +122,17 @@ def _is_away(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def resumed(run_id: str) -> Iterator[None]:
+def resumed(server: Server, run_id: str) -> Iterator[None]:
     """Make the run MLflow's active one, for those of its functions that know no other way.
 
-    Leaving the block doesn't end the run.
+    Afterwards it is as it was, running or ended.
     """
+    before = server.client.get_run(run_id).info
+    running = RunStatus.to_string(RunStatus.RUNNING)
     mlflow.start_run(run_id=run_id, log_system_metrics=False)
     try:
         yield
     finally:
-        mlflow.end_run(RunStatus.to_string(RunStatus.RUNNING))
+        mlflow.end_run(running)
+        if before.status != running:
+            server.client.set_terminated(run_id, before.status, before.end_time)

@@ -74,6 +74,9 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
         tracking.connect(uri)
     folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
     folder.check_claim(config, manifest.digest)
+    if folder.read_result() is None and not config.data.features:
+        data = open_store(config.data.train)
+        check_shards(data, manifest, folder.read_shards(config.data.train))
     if folder.read_result() is None:
         with connected():
             check_resources(config.cluster)
@@ -89,8 +92,8 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
                 watch({"kind": "started", "folder": folder.uri})
                 run_workers(config, data, folder, tracked, owner, watch, command)
                 _register(config, folder, tracked)
-    elif _lacks_registration(config, folder):
-        watch({"kind": "note", "text": f"{folder.uri} is trained: registering its model"})
+    elif not folder.read_tracked().get("ended") or _lacks_registration(config, folder):
+        watch({"kind": "note", "text": f"{folder.uri} is trained: telling MLflow the rest"})
         with _tracked(config, uri, folder, manifest, watch) as tracked:
             _register(config, folder, tracked)
     else:
@@ -114,9 +117,7 @@ def _result(folder: RunFolder) -> TrainResult:
 
 def _checked_data(config: TrainConfig) -> Manifest:
     """Raises: ConfigError, DataError for what would otherwise stop the workers later."""
-    store = open_store(config.data.train)
-    manifest = read_manifest(store)
-    check_shards(store, manifest, known={})
+    manifest = read_manifest(open_store(config.data.train))
     loop, order = config.train, config.data.order
     EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
     worker_counts(config.cluster, order.num_streams)
@@ -185,6 +186,7 @@ def _tracked(
     if known.get("tracking_uri") != uri:
         known = {"journal": uuid.uuid4().hex, "tracking_uri": uri}
     all_sent = known.pop("all_sent", False)
+    known.pop("ended", None)
     known["life"] = known.get("life", 0) + 1
     folder.write_tracked(known)
     kept = journal(known["journal"])
@@ -204,11 +206,14 @@ def _tracked(
             if not all_sent:
                 tracked.catch_up(folder.read_metrics())
             yield tracked
+            known["ended"] = True
     finally:
         sent, all_sent = kept.sent(), kept.is_sent
         became = {"run_id": sent.run_id, "model_uri": sent.model_uri, "all_sent": all_sent}
         with contextlib.suppress(LotlipError):  # a store that is away: how the run ended counts
-            folder.write_tracked({**known, **{k: value for k, value in became.items() if value}})
+            if folder.read_tracked().get("life") == known["life"]:  # nobody has taken over
+                became = {name: value for name, value in became.items() if value}
+                folder.write_tracked({**known, **became})
         if all_sent:
             kept.remove_if_sent()
 
@@ -240,9 +245,10 @@ def _pinned(folder: RunFolder, uri: str) -> TrainingData:
     """The data in the versions that the run began with. Raises: DataError if they are gone."""
     store = open_store(uri)
     manifest = read_manifest(store, of_features=True)
-    data = TrainingData(uri, check_shards(store, manifest, folder.read_shards(uri)))
-    folder.write_shards(*data)
-    return data
+    tags = check_shards(store, manifest, folder.read_shards(uri))
+    folder.write_shards(uri, tags)
+    # A folder's times may differ between machines that see it, or hold copies of it.
+    return TrainingData(uri, tags if uri.startswith("s3://") else {})
 
 
 def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:

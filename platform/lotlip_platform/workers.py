@@ -20,6 +20,8 @@ _SILENCE_S = 20.0
 """After which a worker that gives no sign of life is taken for frozen."""
 _WAIT_S = 1800.0
 """How long anything else than a step may take; data and store have limits of their own."""
+_BLIND_S = 5.0
+"""Between two looks, after which nothing is known of what the workers did meanwhile."""
 _KILL_S = 10.0
 _SLOW_SHARE = 0.25
 """Of the time of a step for which a straggler keeps the others waiting."""
@@ -36,9 +38,8 @@ class _Worker:
     moved: float
     """When it last went on to something else."""
     beat: Event = field(default_factory=dict)
-    own_s: float = 0.0
-    """In the time between the last two beats, see `Pulse.stepped`."""
-    step_s: float = 0.0
+    own_share: float = 0.0
+    """Of the time of its last steps, that before it needed the others, see `Pulse.stepped`."""
 
     @property
     def is_at_step(self) -> bool:
@@ -57,6 +58,7 @@ class Workers:
         self.nodes: set[str] = set()
         """Ids of the machines they are on."""
         self._slow_since: dict[int, float] = {}
+        self._looked = now()
 
     def take(self, event: Event) -> None:
         """An event of kind `born`, `beat` or `ended`."""
@@ -68,9 +70,10 @@ class Workers:
         elif event["kind"] == "ended":
             self._workers.pop(event["rank"], None)
         elif worker := self._workers.get(event["rank"]):
-            if worker.beat:
-                worker.own_s = event["own_s"] - worker.beat["own_s"]
-                worker.step_s = event["step_s"] - worker.beat["step_s"]
+            before = worker.beat or {"own_s": 0.0, "step_s": 0.0}
+            if event["step_s"] > before["step_s"]:
+                own_s, step_s = (event[name] - before[name] for name in ("own_s", "step_s"))
+                worker.own_share = own_s / step_s
             if event["moves"] != worker.beat.get("moves"):
                 worker.moved = now
             worker.beat, worker.heard = event, now
@@ -78,6 +81,11 @@ class Workers:
     def hung(self) -> str:
         """Why the workers must be killed; empty as long as they live."""
         now = self._now()
+        blind_s, self._looked = now - self._looked, now
+        if blind_s > _BLIND_S:  # this process, perhaps all of the machine, stood still meanwhile
+            for worker in self._workers.values():
+                worker.heard += blind_s
+                worker.moved += blind_s
         for rank, worker in self._workers.items():
             if now - worker.heard > _SILENCE_S:
                 return f"worker {rank} ({worker}) gives no sign of life for {_SILENCE_S:.0f} s"
@@ -93,7 +101,8 @@ class Workers:
             f"worker {rank} ({worker}) is at {worker.beat.get('where')}"
             for rank, worker in sorted(self._workers.items())
         )
-        return f"no worker has moved for {still_s:.0f} s: {stands}"
+        limit = f"cluster.max_step_s={limit_s:g}" if at_step else f"the {limit_s:.0f} s allowed"
+        return f"no worker has moved for {still_s:.0f} s, more than {limit}: {stands}"
 
     def too_large(self) -> str:
         """Which worker needs more memory than it may; empty if none does."""
@@ -110,14 +119,14 @@ class Workers:
         """A worker that has kept the others waiting for a while; empty if none has."""
         now = self._now()
         for rank, worker in self._workers.items():
-            others = [other.own_s for r, other in self._workers.items() if r != rank]
-            late_s = worker.own_s - statistics.median(others) if others else 0.0
-            if worker.step_s <= 0 or late_s < _SLOW_SHARE * worker.step_s:
+            others = [other.own_share for r, other in self._workers.items() if r != rank]
+            late = worker.own_share - statistics.median(others) if others else 0.0
+            if late < _SLOW_SHARE:
                 self._slow_since.pop(rank, None)
             elif now - self._slow_since.setdefault(rank, now) > _SLOW_FOR_S:
                 return (
                     f"worker {rank} ({worker}) keeps the others waiting for "
-                    f"{late_s / worker.step_s:.0%} of the time: is that machine busy, or slow?"
+                    f"{late:.0%} of the time: is that machine busy, or slow?"
                 )
         return ""
 

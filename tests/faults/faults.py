@@ -14,7 +14,7 @@ from rig import Rig, Trainee
 
 Act = Callable[[Rig, Trainee, random.Random], None]
 
-MLFLOW_AWAY_S = 5.0
+MLFLOW_AWAY_S = 25.0  # longer than a request waits
 
 
 def kill_worker(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
@@ -95,7 +95,7 @@ KINDS = (
     Kind("S3: connection reset", breaks_s3("reset"), 1),
     Kind("S3: truncated answer", breaks_s3("truncate"), 1),
     Kind("S3: lying or missing length", breaks_s3("short_length", "no_length_cut"), 1),
-    Kind("S3: hanging answer", breaks_s3("hang", share=0.2), 1),
+    Kind("S3: hanging answer", breaks_s3("hang", share=0.1), 1),
     Kind("S3: slow answer", breaks_s3("slow"), 1),
     Kind("MLflow killed", kill_mlflow, 1),
     Kind("MLflow frozen", freeze_mlflow, 1),

@@ -91,7 +91,7 @@ def printed(report: Report) -> str:
         f"| hangs | {report.num_hangs} |",
         f"| samples lost or doubled | {report.num_lost_or_doubled} |",
         f"| steps whose trace differs | {report.num_trace_differences} |",
-        f"| runs whose weights, bad samples or MLflow run differ | {len(report.wrong)} |",
+        f"| else wrong: weights, bad samples, exit codes, MLflow runs | {len(report.wrong)} |",
         f"| recovery where a process died, s: p50, p95 | {_percentiles(deadly, ', ')} |",
         f"| goodput under all these faults | {report.goodput:.2f} |",
         f"| goodput with one kill in 30 minutes, at the p95 of recovery | {at_a_kill:.3f} |",

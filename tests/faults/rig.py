@@ -25,7 +25,7 @@ from servers import MlflowServer
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import Store
-from lotlip_platform.storage import ensure_bucket, open_store
+from lotlip_platform.storage import READ_TIMEOUT_S, ensure_bucket, open_store
 
 NUM_NODES = 3  # with a CPU each; two workers leave one to spare
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
@@ -84,6 +84,7 @@ class Rig:
         host, port = server.get_host_and_port()
         direct = f"http://{host}:{port}"
         self.proxy = FaultyProxy(direct, self.s3.choose)
+        self.proxy.hang_s = READ_TIMEOUT_S + 5  # or it would be a mere truncation
         self._stack.callback(self.proxy.stop)
         os.environ.update(
             AWS_ENDPOINT_URL=direct, AWS_ACCESS_KEY_ID="lotlip", AWS_SECRET_ACCESS_KEY="lotlip"
@@ -160,11 +161,9 @@ class Trainee:
         self.events: list[dict[str, Any]] = []
         self.highest = 0
         """The last step so far."""
-        self.num_starts = 0
         self.start()
 
     def start(self) -> None:
-        self.num_starts += 1
         log = (self._rig.folder / "trainee.log").open("ab")
         command = [sys.executable, str(Path(__file__).with_name("trainee.py"))]
         self.process = subprocess.Popen(

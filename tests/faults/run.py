@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,8 @@ AT_ONCE = 0.15
 """Share of the faults that come while the run still recovers from the one before."""
 HANG_S = 180.0
 NUM_DAMAGED = 6
+STOPPED = (130, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes of a trainer process that was told to stop, or killed."""
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Injected:
     has_workers: bool
     """Whether the workers live on, or there have been new ones since."""
     recovery_s: float = 0.0
-    """Until a step that had not been there before; 0 if the next fault, or the end, came first."""
+    """Until a step that had not been there before, whatever else came meanwhile."""
 
 
 @dataclass
@@ -66,7 +69,6 @@ class Round:
     num_lost_or_doubled: int = 0
     seconds: float = 0.0
     """From the first step to the end of the last."""
-    num_steps_again: int = 0
 
 
 def main() -> int:
@@ -144,6 +146,8 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
         if trainee.process.poll() is not None:
             if trainee.process.returncode == 0:
                 break
+            if trainee.process.returncode not in STOPPED:
+                done.wrong.append(f"{name}: the trainer process failed: {log_of(services)}")
             trainee.start()  # as whoever runs it would, or what restarts jobs
         if time.monotonic() - moved > HANG_S:
             done.num_hangs += 1
@@ -187,7 +191,6 @@ def check(services: Rig, base: Base, name: str, trainee: Trainee, done: Round) -
     """Compare with the run that was left alone."""
     times = [event["time"] for event in trainee.events if event["kind"] == "step"]
     done.seconds = max(times) - min(times)
-    done.num_steps_again = len(times) - base.num_steps
     folder = folder_of(name)
     trace = list(folder.read_trace())
     found = compare(trace, base.trace)
@@ -217,12 +220,14 @@ def logged_of(services: Rig, name: str) -> tuple[dict[int, float], list[str]]:
     """The loss by step of the runs of this name in MLflow, once all is sent, and their states."""
     from mlflow import MlflowClient
 
+    from lotlip_platform.journal import journals
     from lotlip_platform.track import sync
 
     os.environ["LOTLIP_HOME"] = services.environment()["LOTLIP_HOME"]
     deadline = time.monotonic() + 120
-    while not all(outcome.is_done for outcome in sync()) and time.monotonic() < deadline:
-        time.sleep(1)
+    while journals() and time.monotonic() < deadline:
+        list(sync())  # what another process still sends comes later
+        time.sleep(0.5)
     client = MlflowClient(services.mlflow.url)
     runs = client.search_runs(["1"], f"attributes.run_name = '{name}'")
     history = [p for run in runs for p in client.get_metric_history(run.info.run_id, "train/loss")]

@@ -336,7 +336,11 @@ def test_a_life_that_another_machine_has_followed_says_no_more_of_how_the_run_is
 
 
 def test_a_file_that_is_not_taken_holds_up_nothing_else(
-    kept: Journal, client: MlflowClient, mlflow_server: str, tmp_path: Path
+    kept: Journal,
+    client: MlflowClient,
+    mlflow_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "artifacts").write_bytes(b"in the way")
     place = (tmp_path / "artifacts").as_uri()
@@ -354,6 +358,13 @@ def test_a_file_that_is_not_taken_holds_up_nothing_else(
     assert not kept.is_sent
     assert "artifacts" in kept.sent().trouble
     assert not Sender(kept).send()
+
+    def away(uri: str) -> Any:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "connect", away)
+        assert not Sender(kept).send()
     (tmp_path / "artifacts").unlink()
     send(kept)
     assert [found.path for found in client.list_artifacts(run_id)] == ["config.yaml"]
@@ -397,10 +408,16 @@ def test_a_model_whose_registration_was_interrupted_becomes_the_candidate(
     def die(*given: Any) -> None:
         raise ConnectionError("killed")
 
+    kept.append("end", life=1, status="FINISHED", time_ms=1_800_000_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr("lotlip_platform.registry.register", die)
+        assert not Sender(kept).send()
     with monkeypatch.context() as patch:
         patch.setattr("lotlip_platform.registry.make_candidate", die)
         assert not Sender(kept).send()
     run_id = send(kept)
+    ended = client.get_run(run_id).info
+    assert (ended.status, ended.end_time) == ("FINISHED", 1_800_000_000_000)
     assert client.get_model_version_by_alias("interrupted", "candidate").run_id == run_id
     assert kept.sent().model_uri == "models:/interrupted/1"
 

@@ -119,7 +119,7 @@ def test_user_and_password_of_the_address_are_sent_but_never_shown() -> None:
 def test_resumed_makes_a_run_active_and_leaves_it_running(mlflow_server: str) -> None:
     client = connect(mlflow_server).client
     run_id = client.create_run("0").info.run_id
-    with tracking.resumed(run_id):
+    with tracking.resumed(connect(), run_id):
         active = mlflow.active_run()
         assert active is not None
         assert active.info.run_id == run_id

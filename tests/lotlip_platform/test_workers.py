@@ -36,11 +36,13 @@ class Life:
             self.workers.take(born)
             self.told[rank] = {"moves": 0, "own_s": 0.0, "step_s": 0.0}
 
-    def beat(self, rank: int, at: str = "step", *, own_s: float = 0.5, **told: Any) -> None:
+    def beat(
+        self, rank: int, at: str = "step", *, own_s: float = 0.5, step_s: float = 1.0, **told: Any
+    ) -> None:
         has = self.told[rank]
         has["moves"] += told.pop("moved", True)
         has["own_s"] += own_s
-        has["step_s"] += 1.0
+        has["step_s"] += step_s
         event = {"kind": "beat", "rank": rank, "at": at, "where": "loop.py:1 step", **has, **told}
         self.workers.take(event)
 
@@ -51,6 +53,7 @@ class Life:
             self.clock.now += 2
             for name, told in beats.items():
                 self.beat(int(name[1:]), **told)
+            self.workers.hung()  # as the driver asks all the while
 
 
 def test_workers_that_train_are_left_alone():
@@ -79,9 +82,8 @@ def test_a_step_that_does_not_end_is_a_hang_and_tells_where_each_worker_is():
     assert life.workers.hung() == ""
     life.run(2, w0=stuck, w1={**stuck, "where": "loop.py:7 lost"})
     hung = life.workers.hung()
-    assert hung.startswith(
-        "no worker has moved for 32 s: worker 0 (process 100 on h) is at loop.py"
-    )
+    allowed = "no worker has moved for 32 s, more than cluster.max_step_s=30: "
+    assert hung.startswith(f"{allowed}worker 0 (process 100 on h) is at loop.py")
     assert hung.endswith("worker 1 (process 101 on h) is at loop.py:7 lost")
 
 
@@ -120,6 +122,27 @@ def test_a_straggler_is_named_once_it_has_been_slow_for_a_minute():
     assert told.startswith(expected)
     life.run(2, w0={}, w1={}, w2={})
     assert life.workers.straggler() == ""
+
+
+def test_a_straggler_is_named_even_where_steps_are_longer_than_beats():
+    life = Life()
+    told = ""
+    for _ in range(40):
+        for steps in (0, 0, 1):
+            life.clock.now += 2
+            life.beat(0, own_s=1.0 * steps, step_s=5.0 * steps)
+            life.beat(1, own_s=4.5 * steps, step_s=5.0 * steps)
+        told = life.workers.straggler()
+    assert told.startswith("worker 1 (process 101 on h) keeps the others waiting for 70%")
+
+
+def test_after_a_pause_of_the_whole_machine_workers_get_time_to_beat():
+    life = Life()
+    life.run(10, w0={}, w1={})
+    life.clock.now += 3600
+    assert life.workers.hung() == ""
+    life.run(24, w0={})
+    assert life.workers.hung().startswith("worker 1 (process 101 on h) gives no sign of life")
 
 
 def test_too_much_memory_is_told_with_the_key_that_limits_it():
