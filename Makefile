@@ -23,8 +23,8 @@ demo-down: $(INSTALLED)   ## end the demo's services
 test: $(INSTALLED)        ## what a change must pass
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(INSTALLED)    ## the longer tests, too
-	$(BIN)/python -m pytest
+test-all: test            ## the longer tests, too
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)       ## style, types, layers
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from lotlip.model.weight_files import read_json, read_official, read_tensors
 from lotlip.tokenizer import Tokenizer
 
 _FORMAT = "lotlip-model-v1"
+_WEIGHTS = "model.safetensors"
 
 
 def to_files(model: LoTLIP) -> dict[str, bytes]:
@@ -33,7 +34,7 @@ def to_files(model: LoTLIP) -> dict[str, bytes]:
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     config = {"format": _FORMAT, "model": to_dict(model.config)}
     return {
-        "model.safetensors": safetensors.torch.save(weights),
+        _WEIGHTS: safetensors.torch.save(weights),
         "config.json": json.dumps(config, indent=2).encode(),
         **model.tokenizer.to_files(),
     }
@@ -57,9 +58,13 @@ def save(model: LoTLIP, folder: Path) -> None:
 def load(path: str | Path) -> LoTLIP:
     """The model in an exported folder, in evaluation mode and with its tokenizer.
 
+    The path of the weights in the folder will do as well.
+
     Raises: CheckpointError if it is no such folder, is damaged or does not fit its config.
     """
     folder = Path(path).expanduser()
+    if folder.is_file() and folder.name == _WEIGHTS:
+        folder = folder.parent
     if folder.is_file():
         raise CheckpointError(
             f"{folder} is a file: export folders are loaded; for the authors' model.pt run "

@@ -55,6 +55,10 @@ def test_a_loaded_model_gives_bitwise_the_same_features(folder):
     assert export.digest(loaded) == export.digest(model)
 
 
+def test_the_path_of_the_weights_stands_for_their_folder(folder):
+    assert export.digest(export.load(folder / "model.safetensors")) == export.digest(make_model())
+
+
 def test_the_folder_holds_no_pickle(folder):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
