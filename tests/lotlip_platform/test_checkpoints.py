@@ -264,6 +264,23 @@ def test_a_last_save_that_fails_is_an_error(tmp_path: Path) -> None:
         saver.finish()
 
 
+def test_a_last_save_that_fails_is_tried_as_often_as_saves_may_fail(tmp_path: Path) -> None:
+    recording, notes, told = Recording(FolderStore(tmp_path)), [], []
+    recording.refuse = "commit.json"
+    saver = saver_of(recording, notes, max_failed_saves=3)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        recording.refuse = "commit.json" if len(notes) < 2 else "nothing"
+
+    saver._note = note
+    save(saver, 1, told)
+    saver.finish()
+    assert len(notes) == 2
+    assert told[-1] == "after 1"
+    assert steps_in(FolderStore(tmp_path)) == {1}
+
+
 def test_an_error_that_nobody_foresaw_is_no_success(tmp_path: Path) -> None:
     saver = saver_of(FolderStore(tmp_path), [])
 
