@@ -337,6 +337,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     assert mlflow_run(result.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_killed_and_the_result_is_the_same(
     data: Path,
     tmp_path: Path,
