@@ -109,12 +109,15 @@ def connected() -> Iterator[None]:
 
 def beside_driver() -> Any:
     """For what the driver can't do without: where it lives, no other machine can take it away."""
-    return on_node(ray.get_runtime_context().get_node_id(), soft=True)
+    return on_node(ray.get_runtime_context().get_node_id())
 
 
-def on_node(node: str, *, soft: bool) -> Any:  # Ray's annotations know other strategies only
-    """For what is to run on this machine; or, if that is gone and it is soft, on another."""
-    return NodeAffinitySchedulingStrategy(node, soft=soft)
+def on_node(node: str) -> Any:  # Ray's annotations know other strategies only
+    """For what is to run on this machine.
+
+    Never "soft", which Ray does not heed for actors without CPUs: it puts them anywhere.
+    """
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def store_environment() -> dict[str, str]:

@@ -134,7 +134,7 @@ class Workers:
         """End the processes, frozen ones too, which Ray itself would wait for."""
         kills = []
         for worker in self._workers.values():
-            there = on_node(worker.node, soft=False)
+            there = on_node(worker.node)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill)
             kills.append(task.remote(worker.pid))
         with contextlib.suppress(RayError):  # a machine that is gone has no processes

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from faulty_proxy import Fault, FaultyProxy
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
@@ -97,8 +96,6 @@ class Rig:
         for _ in range(NUM_NODES):
             self.add_node()
         self._cluster.wait_for_nodes()
-        ray.init(address=self._cluster.address, log_to_driver=False)
-        self._stack.callback(ray.shutdown)
 
     def stop(self) -> None:
         self._stack.close()
@@ -195,6 +192,11 @@ class Trainee:
             if event["kind"] == "born":
                 born[event["rank"]] = event
         return list(born.values())
+
+    @property
+    def last_words(self) -> str:
+        """What it told last, for people."""
+        return " | ".join([event["text"] for event in self.events if "text" in event][-5:])
 
     def wait(self, timeout_s: float) -> int:
         """Its exit code."""

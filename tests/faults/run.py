@@ -115,7 +115,7 @@ class Base:
 def left_alone(services: Rig, num_steps: int) -> Base:
     trainee = Trainee(services, "alone", num_steps)
     if trainee.wait(600) != 0:
-        raise SystemExit(f"the run that was left alone failed: {log_of(services)}")
+        raise SystemExit(f"the run that was left alone failed: {trainee.last_words}")
     times = [event["time"] for event in trainee.events if event["kind"] == "step"]
     folder = folder_of("alone")
     return Base(
@@ -144,14 +144,15 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
         if trainee.highest > before:
             moved = time.monotonic()
         if trainee.process.poll() is not None:
+            recovered(done, trainee.look())
             if trainee.process.returncode == 0:
                 break
             if trainee.process.returncode not in STOPPED:
-                done.wrong.append(f"{name}: the trainer process failed: {log_of(services)}")
+                done.wrong.append(f"{name}: the trainer process failed: {trainee.last_words}")
             trainee.start()  # as whoever runs it would, or what restarts jobs
         if time.monotonic() - moved > HANG_S:
             done.num_hangs += 1
-            done.wrong.append(f"{name}: no new step for {HANG_S:.0f} s: {log_of(services)}")
+            done.wrong.append(f"{name}: no new step for {HANG_S:.0f} s: {trainee.last_words}")
             trainee.process.kill()
             services.attend(at_once=True)
             return done
@@ -239,10 +240,6 @@ def logged_of(services: Rig, name: str) -> tuple[dict[int, float], list[str]]:
 
 def folder_of(name: str) -> RunFolder:
     return RunFolder(open_store(f"{BUCKET}/runs/{name}"))
-
-
-def log_of(services: Rig) -> str:
-    return "\n".join((services.folder / "trainee.log").read_text().splitlines()[-20:])
 
 
 def say(text: str) -> None:

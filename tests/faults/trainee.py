@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def main(config: Path, events: Path) -> int:
             return 1
         except KeyboardInterrupt:
             return 130
+        except Exception:  # noqa: BLE001 - whatever it is, the round tells it
+            watch({"kind": "error", "text": traceback.format_exc()})
+            return 1
     return 0
 
 

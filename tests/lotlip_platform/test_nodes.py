@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, write_dataset, write_shard
 from lotlip.data.store import FolderStore
+from lotlip_platform.cluster import beside_driver
 from lotlip_platform.config import build_config
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.train import train
@@ -132,3 +133,14 @@ def test_a_run_takes_the_machines_that_come_and_goes_on_without_those_that_die(
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_what_the_driver_needs_is_where_the_driver_is(cluster: Cluster):
+    @ray.remote(num_cpus=0)
+    class Place:
+        def node(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    places = [Place.options(scheduling_strategy=beside_driver()).remote() for _ in range(6)]
+    here = ray.get_runtime_context().get_node_id()
+    assert ray.get([place.node.remote() for place in places]) == [here] * 6
