@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -10,9 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rig import Rig, Trainee
+from rig import Episode, Rig, Trainee
 
-Act = Callable[[Rig, Trainee, random.Random], None]
+Act = Callable[[Rig, Trainee, random.Random], Episode | None]
+"""What begins an episode of S3 returns it."""
 
 MLFLOW_AWAY_S = 25.0  # longer than a request waits
 
@@ -26,10 +26,7 @@ def freeze_worker(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
 
 
 def _signal_worker(trainee: Trainee, rng: random.Random, number: signal.Signals) -> None:
-    """To one of those that the run had last; it may be in the middle of starting others."""
-    worker = rng.choice(trainee.workers())
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(worker["pid"], number)
+    os.kill(rng.choice(trainee.workers())["pid"], number)
 
 
 def kill_trainer(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
@@ -67,8 +64,8 @@ def _mlflow_away(rig: Rig, number: signal.Signals, heal: Callable[[], None]) -> 
 def breaks_s3(*faults: str, share: float = 0.5) -> Act:
     """For a while so many requests fail in this way; at least one does."""
 
-    def act(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
-        rig.s3.begin(rng.choice(faults), share)
+    def act(rig: Rig, trainee: Trainee, rng: random.Random) -> Episode:
+        return rig.s3.begin(rng.choice(faults), share)
 
     return act
 
@@ -83,11 +80,13 @@ class Kind:
     """How often it is drawn."""
     is_deadly: bool = False
     """Whether a process of the run dies of it."""
+    needs_worker: bool = False
+    """Whether it waits until a worker lives: the run may be in the middle of starting them."""
 
 
 KINDS = (
-    Kind("kill -9 of a worker", kill_worker, 3, is_deadly=True),
-    Kind("frozen worker (SIGSTOP)", freeze_worker, 1, is_deadly=True),
+    Kind("kill -9 of a worker", kill_worker, 3, is_deadly=True, needs_worker=True),
+    Kind("frozen worker (SIGSTOP)", freeze_worker, 1, is_deadly=True, needs_worker=True),
     Kind("kill -9 of the trainer process", kill_trainer, 2, is_deadly=True),
     Kind("kill -9 of a whole node", kill_node, 2, is_deadly=True),
     Kind("SIGTERM", stop_run, 2, is_deadly=True),

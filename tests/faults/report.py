@@ -47,7 +47,7 @@ class Report:
             seed=seed,
             num_rounds=len(rounds),
             num_steps=steps,
-            faults=[fault for done in rounds for fault in done.faults],
+            faults=[fault for done in rounds for fault in done.faults if fault.has_met],
             damages=damages,
             num_hangs=sum(done.num_hangs for done in rounds),
             num_lost_or_doubled=sum(done.num_lost_or_doubled for done in rounds),

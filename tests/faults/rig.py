@@ -5,6 +5,7 @@ All of it is real, and all of it may be broken.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from faulty_proxy import Fault, FaultyProxy
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
@@ -31,7 +34,25 @@ NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 NUM_SAMPLES, SHARD_SIZE = 1280, 160
 BATCH = 32
 BUCKET = "s3://faults"
-EPISODE_S, LONGEST_EPISODE_S = 3.0, 30.0
+EPISODE_S = 3.0
+
+
+@dataclass
+class Episode:
+    """A while in which so many requests fail in one way; it ends once one has."""
+
+    fault: str
+    share: float
+    began: float = field(default_factory=time.monotonic)
+    num_broken: int = 0
+
+    def is_for(self, method: str, path: str) -> bool:
+        """Whether it can do anything to such a request."""
+        if self.fault in ("503", "reset"):
+            return True
+        is_head = method == "HEAD"
+        is_read = (is_head or method == "GET") and "list-type" not in path
+        return is_read and (not is_head or "length" in self.fault)  # there is no body to cut
 
 
 class S3:
@@ -39,29 +60,24 @@ class S3:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._fault: Fault = None
-        self._share, self._began, self._num_broken = 0.0, 0.0, 0
+        self._episodes: list[Episode] = []
 
-    def begin(self, fault: Fault, share: float) -> None:
-        """Break that share of the requests, for a while, and at least one."""
-        self._fault, self._share = fault, share
-        self._began, self._num_broken = time.monotonic(), 0
+    def begin(self, fault: str, share: float) -> Episode:
+        episode = Episode(fault, share)
+        self._episodes = [*self._episodes, episode]
+        return episode
 
     def attend(self, at_once: bool) -> None:
-        lasted = time.monotonic() - self._began
-        met = self._num_broken and lasted > EPISODE_S
-        if at_once or met or lasted > LONGEST_EPISODE_S:
-            self._fault = None
+        now = time.monotonic()
+        lasting = (e for e in self._episodes if not e.num_broken or now < e.began + EPISODE_S)
+        self._episodes = [] if at_once else list(lasting)
 
     def choose(self, method: str, path: str) -> Fault:
-        """For the proxy: lies about lengths are for reads, of objects."""
-        fault = self._fault
-        is_read = method in ("GET", "HEAD") and "list-type" not in path
-        if fault not in (None, "503", "reset") and not is_read:
-            return None
-        if fault and self._rng.random() < self._share:
-            self._num_broken += 1
-            return fault
+        """For the proxy."""
+        for episode in self._episodes:
+            if episode.is_for(method, path) and self._rng.random() < episode.share:
+                episode.num_broken += 1
+                return episode.fault
         return None
 
 
@@ -99,6 +115,10 @@ class Rig:
 
     def stop(self) -> None:
         self._stack.close()
+
+    def at_the_end(self, what: Callable[[], None]) -> None:
+        """Call it when all of this stops."""
+        self._stack.callback(what)
 
     def add_node(self) -> None:
         self.nodes.append(self._cluster.add_node(**NODE))
@@ -159,6 +179,7 @@ class Trainee:
         self.highest = 0
         """The last step so far."""
         self.start()
+        rig.at_the_end(self.kill)
 
     def start(self) -> None:
         log = (self._rig.folder / "trainee.log").open("ab")
@@ -186,12 +207,9 @@ class Trainee:
         return new
 
     def workers(self) -> list[dict[str, Any]]:
-        """`pid` and `node` of those that are at work now, as far as is known."""
-        born: dict[int, dict[str, Any]] = {}
-        for event in self.events:
-            if event["kind"] == "born":
-                born[event["rank"]] = event
-        return list(born.values())
+        """`pid` and `node` of those that live."""
+        born = {event["rank"]: event for event in self.events if event["kind"] == "born"}
+        return [event for event in born.values() if _is_worker(event["pid"])]
 
     @property
     def last_words(self) -> str:
@@ -205,6 +223,17 @@ class Trainee:
             time.sleep(0.05)
         self.look()
         return self.process.wait(1)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether there is a process of Ray with this number, which may be another's by now."""
+    with contextlib.suppress(psutil.Error):
+        return any("ray::" in part for part in psutil.Process(pid).cmdline())
+    return False
 
 
 def write_data(store: Store, rng: random.Random, num_damaged: int) -> dict[str, int]:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
 
 from faults import Kind, draw
 from report import Report, printed, write_report
-from rig import BUCKET, Rig, Trainee, rig
+from rig import BUCKET, Episode, Rig, Trainee, rig
 
 from lotlip.train.trace import StepTrace, compare
 from lotlip_platform.run_folder import RunFolder
@@ -55,6 +55,13 @@ class Injected:
     """Whether the workers live on, or there have been new ones since."""
     recovery_s: float = 0.0
     """Until a step that had not been there before, whatever else came meanwhile."""
+    episode: Episode | None = None
+    """Of S3, if it is one."""
+
+    @property
+    def has_met(self) -> bool:
+        """Whether it has done anything; an episode may end with the run."""
+        return self.episode is None or self.episode.num_broken > 0
 
 
 @dataclass
@@ -79,6 +86,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.faults < 1:
         parser.error("--faults must be 1 or more")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what was started
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     rounds = []
     firsts = range(0, given.faults, FAULTS_A_ROUND)
@@ -157,16 +165,17 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
             services.attend(at_once=True)
             return done
         count = len(done.faults)
-        if count == num_faults or not trainee.workers():
+        if count == num_faults:
             continue
         is_due = trainee.highest >= due_steps[count]
         if is_due or (due_at is not None and time.monotonic() > due_at):
             kind = kinds[count]
+            if kind.needs_worker and not trainee.workers():
+                continue
             say(f"{name}, step {trainee.highest}: {kind.name}")
-            done.faults.append(
-                Injected(kind, time.time(), trainee.highest, has_workers=not kind.is_deadly)
-            )
-            kind.act(services, trainee, rng)
+            fault = Injected(kind, time.time(), trainee.highest, has_workers=not kind.is_deadly)
+            done.faults.append(fault)
+            fault.episode = kind.act(services, trainee, rng)
             # The next one may come before the run is back.
             soon = rng.random() < AT_ONCE
             due_at = time.monotonic() + rng.uniform(0.0, 15.0) if soon else None
