@@ -41,11 +41,25 @@ def gather(rows: Tensor) -> Tensor:
 
 def mean(value: Tensor) -> Tensor:
     """The mean of a value over the workers, without gradient."""
+    return total(value) / world_size()
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a value over the workers, without gradient."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def largest(value: Tensor) -> Tensor:
+    """The largest of the workers, element by element, without gradient."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def _reduced(value: Tensor, how: Any) -> Tensor:
     if world_size() == 1:
         return value.detach()
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    joined = value.detach().clone()
+    dist.all_reduce(joined, how)
+    return joined
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lotlip.model.config import ModelConfig
-from lotlip.model.corner_tokens import PAD_ID
 from lotlip.model.image_tower import ImageTower
+from lotlip.model.packing import pack
 from lotlip.model.text_tower import TextTower
 from lotlip.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class LoTLIP(nn.Module):
 
     def encode_text(self, ids_BL: Tensor) -> Tensor:
         """Token ids [B, L] to unit vectors [B, D]: the [CLS] feature, for texts of any length."""
-        return F.normalize(self._text_features(ids_BL)[:, 0].float(), dim=-1)
+        return self._text_features(ids_BL, torch.zeros(len(ids_BL), dtype=torch.bool))
 
     def encode_captions(self, ids_BSL: Tensor, short_first: bool = True) -> Tensor:
         """The S captions of each image [B, S, L] to unit vectors [B, 1 + (S-1)(m+1), D].
@@ -79,17 +79,11 @@ class LoTLIP(nn.Module):
         Text 0 is the short caption and gives its [CLS]; each long one gives its [CLS] and its
         corner tokens, in this order. Without `short_first` all are long: [B, S (m+1), D].
         """
-        num_images, num_texts, length = ids_BSL.shape
-        if not short_first:
-            long = self._text_features(_without_padding(ids_BSL.flatten(0, 1)))
-            return F.normalize(long.reshape(num_images, -1, long.shape[-1]).float(), dim=-1)
-        short_BND = self._text_features(_without_padding(ids_BSL[:, 0]))[:, :1]
-        if num_texts == 1:
-            return F.normalize(short_BND.float(), dim=-1)
-        # Short and long texts run apart: padded to one length, the short ones would cost most.
-        long_ids = _without_padding(ids_BSL[:, 1:].reshape(-1, length))
-        long_BND = self._text_features(long_ids).reshape(num_images, -1, short_BND.shape[-1])
-        return F.normalize(torch.cat([short_BND, long_BND], dim=1).float(), dim=-1)
+        num_images, num_texts, _ = ids_BSL.shape
+        is_long = torch.full((num_images, num_texts), self.config.text.num_corner_tokens > 0)
+        is_long[:, : int(short_first)] = False
+        features = self._text_features(ids_BSL.flatten(0, 1), is_long.flatten())
+        return features.unflatten(0, (num_images, -1))
 
     def scale(self) -> Tensor:
         """What cosines are multiplied with in the loss: 1 / temperature, within [1, 100]."""
@@ -115,11 +109,8 @@ class LoTLIP(nn.Module):
             module.eval()
         return self
 
-    def _text_features(self, ids_BL: Tensor) -> Tensor:
-        return self.text_projection(self.text_tower(ids_BL))
-
-
-def _without_padding(ids_BL: Tensor) -> Tensor:
-    """Without the columns at the end in which every text has padding."""
-    length = int((ids_BL != PAD_ID).sum(dim=1).max())
-    return ids_BL[:, :length]
+    def _text_features(self, ids_NL: Tensor, has_corners_N: Tensor) -> Tensor:
+        """[CLS] of each text and, of those that have them, the corner tokens; text by text."""
+        texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N)
+        projected = self.text_projection(self.text_tower(texts))
+        return F.normalize(projected.float(), dim=-1)

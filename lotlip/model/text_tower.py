@@ -1,6 +1,7 @@
 """The text tower: BERT with corner tokens.
 
-Shape suffixes: B texts, L tokens, R = 1 + m read positions ([CLS] and the corner tokens), D width.
+Shape suffixes: T rows (all tokens of all texts, see `packing`), R rows that are read ([CLS] and the
+corner tokens), D width.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lotlip.model.config import TextTowerConfig
-from lotlip.model.corner_tokens import PAD_ID, attention_mask
+from lotlip.model.corner_tokens import attend
+from lotlip.model.packing import PAD_ID, PackedTexts
 
 _NORM_EPS = 1e-12  # BERT's
 _BERT_WIDTH, _BERT_INIT_STD = 768, 0.02
@@ -34,11 +36,11 @@ class Embeddings(nn.Module):
         self.segment = nn.Parameter(torch.empty(config.width))
         self.norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        table = torch.cat([self.words.weight, self.corners]) if len(self.corners) else None
-        words_BLD = self.words(ids_BL) if table is None else F.embedding(ids_BL, table)
-        position_LD = self.positions.weight[: ids_BL.shape[1]]
-        return self.norm(words_BLD + position_LD + self.segment)
+    def forward(self, texts: PackedTexts) -> Tensor:
+        corners = self.corners.repeat(len(texts.corner_rows) // max(1, len(self.corners)), 1)
+        words_TD = self.words(texts.ids_T)
+        tokens_TD = words_TD.index_copy(0, texts.corner_rows, corners)
+        return self.norm(tokens_TD + self.positions(texts.positions_T) + self.segment)
 
 
 class Layer(nn.Module):
@@ -58,24 +60,22 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
 
-    def forward(self, tokens_BLD: Tensor, mask: Tensor, num_read: int | None = None) -> Tensor:
-        """The tokens [B, L, D] again; or only the first `num_read`, if no more is needed."""
+    def forward(self, rows_TD: Tensor, texts: PackedTexts, *, read: bool = False) -> Tensor:
+        """The rows [T, D] again; or, if no more is needed, those that are read: [R, D]."""
         dropout = self.dropout if self.training else 0.0
-        read_BRD = tokens_BLD[:, :num_read]
-        mixed = F.scaled_dot_product_attention(
-            self._heads(self.query(read_BRD)),
-            self._heads(self.key(tokens_BLD)),
-            self._heads(self.value(tokens_BLD)),
-            attn_mask=mask[:, :, :num_read],
-            dropout_p=dropout,
+        rows = texts.read(rows_TD) if read else rows_TD
+        mixed = attend(
+            self.query(rows),
+            self.key(rows_TD),
+            self.value(rows_TD),
+            texts,
+            num_heads=self.num_heads,
+            dropout=dropout,
+            read=read,
         )
-        mixed = self.output(mixed.transpose(1, 2).flatten(2))
-        read_BRD = self.norm1(read_BRD + F.dropout(mixed, dropout))
-        hidden = self.fc2(F.gelu(self.fc1(read_BRD)))
-        return self.norm2(read_BRD + F.dropout(hidden, dropout))
-
-    def _heads(self, tokens_BLD: Tensor) -> Tensor:
-        return tokens_BLD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        rows = self.norm1(rows + F.dropout(self.output(mixed), dropout))
+        hidden = self.fc2(F.gelu(self.fc1(rows)))
+        return self.norm2(rows + F.dropout(hidden, dropout))
 
 
 class TextTower(nn.Module):
@@ -89,16 +89,14 @@ class TextTower(nn.Module):
         self.pooler = nn.Linear(config.width, config.width)
         self._init_weights()
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """Ids as the tokenizer makes them, [B, L], to [B, 1 + m, D]: [CLS] first."""
-        mask = attention_mask(ids_BL, self.config.num_corner_tokens)
-        num_read = 1 + self.config.num_corner_tokens
-        tokens_BLD = self.embeddings(ids_BL)
-        tokens_BLD = F.dropout(tokens_BLD, self.config.dropout, self.training)
+    def forward(self, texts: PackedTexts) -> Tensor:
+        """To [R, D]: [CLS] of the first text, its corner tokens if it has any, the next text."""
+        rows_TD = F.dropout(self.embeddings(texts), self.config.dropout, self.training)
         *layers, last = self.layers
         for layer in layers:
-            tokens_BLD = layer(tokens_BLD, mask)
-        return torch.tanh(self.pooler(last(tokens_BLD, mask, num_read)))
+            rows_TD = layer(rows_TD, texts)
+        read_RD = last(rows_TD, texts, read=True)
+        return torch.tanh(self.pooler(read_RD[texts.order_R]))
 
     def locked_parameters(self) -> list[nn.Parameter]:
         """Every parameter that does not learn; never the corner tokens."""

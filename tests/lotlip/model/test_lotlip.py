@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lotlip.errors import ConfigError
 from lotlip.model import PRESETS, LoTLIP
+from lotlip.model.packing import pack
 
 TINY = PRESETS["tiny"]
 CLS, SEP = 2, 3
@@ -44,7 +45,7 @@ def test_text_features_are_those_of_each_text_alone_in_order(m, num_texts):
     for image in range(3):
         expected = [model.encode_text(ids[image, :1])[0]]
         for text in range(1, num_texts):
-            alone = model.text_projection(model.text_tower(ids[image, text][None]))[0]
+            alone = model.text_projection(model.text_tower(pack(ids[image, text][None], m)))
             expected += list(F.normalize(alone, dim=-1))
             torch.testing.assert_close(expected[-m - 1], model.encode_text(ids[image, [text]])[0])
         torch.testing.assert_close(features[image], torch.stack(expected), atol=1e-6, rtol=0)

@@ -23,6 +23,7 @@ from transformers import (
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip.model import PRESETS, LoTLIP
 from lotlip.model.image_tower import ImageTower
+from lotlip.model.packing import pack
 from lotlip.model.pretrained import (
     build,
     find_folder,
@@ -75,7 +76,7 @@ def plain_text_tower() -> TextTower:
 def assert_is_bert(tower: TextTower, bert: BertModel) -> None:
     ids = torch.cat([IDS[:, :1], IDS[:, 3:]], dim=1)
     expected = bert.eval()(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
-    torch.testing.assert_close(tower(ids)[:, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tower(pack(ids, 0)), expected, atol=1e-5, rtol=0)
 
 
 def rewrite(folder: Path, change, *, as_bin: bool = False) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from lotlip.model import TextTowerConfig
+from lotlip.model.packing import pack
 from lotlip.model.pretrained import load_bert
 from lotlip.model.text_tower import TextTower
 
@@ -68,6 +69,12 @@ def padded_ids(num_corner_tokens: int, lengths=(9, 4, 14, 1)) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
 
 
+def features(tower: TextTower, ids: Tensor) -> Tensor:
+    """[CLS] and corner tokens of each text: [n, 1 + m, D]."""
+    packed = pack(ids, tower.config.num_corner_tokens)
+    return tower(packed).unflatten(0, (len(ids), -1))
+
+
 def mask_of_the_paper(ids: Tensor, m: int) -> Tensor:
     """[n, T, T], 1 where a query may look at a key, one entry after the other."""
     num_texts, length = ids.shape
@@ -104,7 +111,7 @@ def reference_features(tower: TextTower, ids: Tensor, m: int) -> Tensor:
 def test_without_corner_tokens_it_is_bert(bert_folder):
     ids = padded_ids(0)
     expected = bert()(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
-    got = make_tower(bert_folder, 0)(ids)
+    got = features(make_tower(bert_folder, 0), ids)
     assert got.shape == (4, 1, 32)
     torch.testing.assert_close(got[:, 0], expected, atol=1e-5, rtol=0)
 
@@ -114,7 +121,7 @@ def test_without_corner_tokens_it_is_bert(bert_folder):
 def test_corner_features_are_those_of_bert_with_the_mask_of_the_paper(bert_folder, m):
     tower, ids = make_tower(bert_folder, m), padded_ids(m)
     expected = reference_features(tower, ids, m)
-    got = tower(ids)
+    got = features(tower, ids)
     assert got.shape == (4, 1 + m, 32)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert (got[:, 0] - got[:, 1]).abs().max() > 0.1  # else any mask would do
@@ -124,10 +131,10 @@ def test_corner_features_are_those_of_bert_with_the_mask_of_the_paper(bert_folde
 @pytest.mark.parametrize("m", [1, 2, 4])
 def test_a_corner_token_changes_its_own_feature_only(bert_folder, m):
     tower, ids = make_tower(bert_folder, m), padded_ids(m)
-    before = tower(ids)
+    before = features(tower, ids)
     for corner in range(m):
         tower.embeddings.corners[corner] += torch.randn(32)
-        after = tower(ids)
+        after = features(tower, ids)
         changed = (after - before).abs().amax(dim=(0, 2)) > 1e-6
         assert changed.tolist() == [position == 1 + corner for position in range(1 + m)]
         before = after
@@ -142,7 +149,7 @@ def test_the_cls_feature_is_that_of_bert_with_shifted_positions(bert_folder, m):
     expected = bert()(
         input_ids=plain, attention_mask=(plain != 0).long(), position_ids=positions
     ).pooler_output
-    got = make_tower(bert_folder, m)(ids)[:, 0]
+    got = features(make_tower(bert_folder, m), ids)[:, 0]
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
@@ -151,24 +158,24 @@ def test_the_cls_feature_is_that_of_bert_with_shifted_positions(bert_folder, m):
 def test_padding_has_no_influence(bert_folder, m):
     tower, ids = make_tower(bert_folder, m), padded_ids(m)
     longer = torch.nn.functional.pad(ids, (0, 6))
-    torch.testing.assert_close(tower(longer), tower(ids), atol=1e-5, rtol=0)
-    together = tower(ids)
+    torch.testing.assert_close(features(tower, longer), features(tower, ids), atol=1e-5, rtol=0)
+    together = features(tower, ids)
     for text, feature in zip(ids, together, strict=True):
-        alone = tower(text[text != 0][None])[0]
+        alone = features(tower, text[text != 0][None])[0]
         torch.testing.assert_close(feature, alone, atol=1e-5, rtol=0)
-    before = tower(longer)
+    before = features(tower, longer)
     tower.embeddings.words.weight[0] = 100.0  # the row of padding
-    torch.testing.assert_close(tower(longer), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(features(tower, longer), before, atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_every_corner_token(bert_folder):
     tower, ids = make_tower(bert_folder, 2), padded_ids(2)
-    tower(ids)[:, 1].square().sum().backward()
+    features(tower, ids)[:, 1].square().sum().backward()
     corners = tower.embeddings.corners.grad
     assert corners is not None
     assert corners[0].norm() > 1e-4
     assert corners[1].norm() == 0
-    tower(ids)[:, 2].square().sum().backward()
+    features(tower, ids)[:, 2].square().sum().backward()
     assert corners[1].norm() > 1e-4
 
 
@@ -180,7 +187,7 @@ def test_corner_tokens_start_out_different_from_each_other():
 def test_without_corner_tokens_every_parameter_that_learns_gets_a_gradient(bert_folder):
     """DistributedDataParallel waits for the others."""
     tower = make_tower(bert_folder, 0)
-    tower(padded_ids(0)).square().sum().backward()
+    features(tower, padded_ids(0)).square().sum().backward()
     silent = [n for n, p in tower.named_parameters() if p.requires_grad and p.grad is None]
     assert silent == []
 
@@ -203,6 +210,6 @@ def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     tower = TextTower(TextTowerConfig(**{**vars(tower_config(2)), "dropout": 0.5}))
     ids = padded_ids(2)
-    assert not torch.equal(tower(ids), tower(ids))
+    assert not torch.equal(features(tower, ids), features(tower, ids))
     tower.eval()
-    assert torch.equal(tower(ids), tower(ids))
+    assert torch.equal(features(tower, ids), features(tower, ids))

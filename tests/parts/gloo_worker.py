@@ -95,12 +95,36 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
+def feature_case(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The loss by itself: its gradients by features that all differ."""
+    image, text, scale = (value.float().requires_grad_() for value in make_features())
+    own = slice(rank * len(image) // world, (rank + 1) * len(image) // world)
+    multi_text_loss(image[own], text[own], scale, long_weight=0.7).backward()
+    assert image.grad is not None
+    assert text.grad is not None
+    assert scale.grad is not None
+    return {
+        "features|image": distributed.total(image.grad) / world,
+        "features|text": distributed.total(text.grad) / world,
+        "features|scale": distributed.mean(scale.grad),
+    }
+
+
+def make_features() -> tuple[torch.Tensor, ...]:
+    """Of 64 images with 3 texts each, near enough that the loss is not all chance; a scale."""
+    generator = torch.Generator().manual_seed(5)
+    image = torch.randn(64, 1, 32, generator=generator, dtype=torch.float64)
+    text = 0.3 * image + torch.randn(64, 3, 32, generator=generator, dtype=torch.float64)
+    image, text = (torch.nn.functional.normalize(part, dim=-1) for part in (image, text))
+    return image[:, 0], text, torch.tensor(20.0, dtype=torch.float64)
+
+
 def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     if world > 1:
         meeting = f"file://{folder}/meeting-{world}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    found = gather_cases(rank, world)
+    found = gather_cases(rank, world) | feature_case(rank, world)
     for case in CASES:
         found |= run(case, rank, world)
     found = {name: value.detach().clone().contiguous() for name, value in found.items()}
