@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lotlip import distributed
 
@@ -44,6 +45,27 @@ def multi_text_loss(
     shares = [weight / (2 * num_images * sum(weights)) for weight in weights]
     text_GND = distributed.gather(text_BND.float())
     loss: Tensor = _InfoNCE.apply(scale, image_BD.float(), text_GND, shares)  # type: ignore[assignment]
+    return loss
+
+
+def multi_text_sigmoid_loss(
+    image_BD: Tensor,
+    text_BND: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    long_weight: float = 1.0,
+) -> Tensor:
+    """The mean over the N text features of the sigmoid loss (Zhai et al. 2023).
+
+    Each pair of an image and a text is judged by itself: whether they belong together. `bias` is
+    added to the scaled cosines; all else is as in `multi_text_loss`.
+    """
+    num_images, num_texts, _ = text_BND.shape
+    weights = [1.0] + [long_weight] * (num_texts - 1)
+    shares = [weight / (num_images * sum(weights)) for weight in weights]
+    text_GND = distributed.gather(text_BND.float())
+    loss: Tensor = _Sigmoid.apply(scale, bias, image_BD.float(), text_GND, shares)  # type: ignore[assignment]
     return loss
 
 
@@ -92,6 +114,47 @@ class _InfoNCE(torch.autograd.Function):
 
         grads = _gradients(scale, image_BD, text_GND, gradient)
         return *grads, None
+
+
+class _Sigmoid(torch.autograd.Function):
+    """Each image against each text of all workers, pair by pair."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scale: Tensor,
+        bias: Tensor,
+        image_BD: Tensor,
+        text_GND: Tensor,
+        shares: Sequence[float],
+    ) -> Tensor:
+        """`shares` are those of one pair in the loss, by text feature."""
+        loss = torch.zeros_like(scale)
+        for n, share in enumerate(shares):
+            for rows, scaled_RD in _rows(image_BD, text_GND, scale):
+                logits_RG = scaled_RD @ text_GND[:, n].T + bias
+                # -log sigmoid(x) is softplus(x) - x.
+                own_R = _own(logits_RG, rows, image_BD)
+                loss += share * (F.softplus(logits_RG).sum() - own_R.sum())
+        ctx.shares = shares
+        ctx.save_for_backward(scale, bias, image_BD, text_GND)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scale, bias, image_BD, text_GND = ctx.saved_tensors
+        grad_bias = torch.zeros_like(bias)
+
+        def gradient(logits_RG: Tensor, n: int, rows: slice) -> Tensor:
+            grad_RG = logits_RG.add_(bias).sigmoid_()
+            _own(grad_RG, rows, image_BD).sub_(1.0)
+            grad_RG.mul_(ctx.shares[n] * grad_outputs[0])
+            grad_bias.add_(grad_RG.sum())
+            return grad_RG
+
+        grad_scale, *grads = _gradients(scale, image_BD, text_GND, gradient)
+        return grad_scale, grad_bias, *grads, None
 
 
 class _Sums(NamedTuple):

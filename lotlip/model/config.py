@@ -114,6 +114,9 @@ class ModelConfig:
     """The image tower."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     """The text tower."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """What it is trained with: softmax contrasts each image and text with all others of the batch;
+    sigmoid judges each pair by itself (Zhai et al. 2023), with a bias that is learnt."""
 
     def __post_init__(self) -> None:
         _positive("model", self, "embed_dim")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model.config import ModelConfig
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.packing import pack
@@ -19,6 +20,8 @@ from lotlip.model.text_tower import TextTower
 from lotlip.tokenizer import Tokenizer
 
 _MAX_LOG_SCALE = math.log(100.0)
+_FIRST_SCALE_AND_BIAS = {"softmax": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}
+"""As Radford et al. 2021 and Zhai et al. 2023 begin, by `ModelConfig.loss`."""
 
 
 class LoTLIP(nn.Module):
@@ -40,7 +43,9 @@ class LoTLIP(nn.Module):
             else nn.Identity()
         )
         self.text_projection = nn.Linear(config.text.width, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        scale, bias = _FIRST_SCALE_AND_BIAS[config.loss]
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
         nn.init.normal_(self.text_projection.weight, std=config.text.width**-0.5)
         for parameter in [
             *self.image_tower.locked_parameters(),
@@ -84,6 +89,14 @@ class LoTLIP(nn.Module):
         is_long[:, : int(short_first)] = False
         features = self._text_features(ids_BSL.flatten(0, 1), is_long.flatten())
         return features.unflatten(0, (num_images, -1))
+
+    def loss(self, image_BD: Tensor, text_BND: Tensor, *, long_weight: float = 1.0) -> Tensor:
+        """This worker's share of the loss of a training batch; see `losses`."""
+        if self.logit_bias is None:
+            return multi_text_loss(image_BD, text_BND, self.scale(), long_weight=long_weight)
+        return multi_text_sigmoid_loss(
+            image_BD, text_BND, self.scale(), self.logit_bias, long_weight=long_weight
+        )
 
     def scale(self) -> Tensor:
         """What cosines are multiplied with in the loss: 1 / temperature, within [1, 100]."""

@@ -28,7 +28,6 @@ from lotlip.data.pipeline import (
 )
 from lotlip.errors import ConfigError, DataError, LotlipError
 from lotlip.images import normalise
-from lotlip.losses import multi_text_loss
 from lotlip.train.optim import OptimConfig, learning_rate
 from lotlip.train.state import TrainState
 
@@ -218,7 +217,7 @@ def _update(
         image_BD, text_BND = model(images, ids_BSL, short_first)
     # Long captions alone all weigh the same.
     long_weight = loop.long_weight if short_first else 1.0
-    loss = multi_text_loss(image_BD, text_BND, state.model.scale(), long_weight=long_weight)
+    loss = state.model.loss(image_BD, text_BND, long_weight=long_weight)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     grad_norm = _clipped(model, optim.max_grad_norm)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lotlip import losses
-from lotlip.losses import multi_text_loss
+from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 
 WORKER = Path(gloo_worker.__file__)
 
@@ -127,29 +127,40 @@ def workers(request, found_by_workers) -> list[dict[str, Tensor]]:
     return load(found_by_workers, request.param)
 
 
-def test_gradients_are_those_of_all_logits_in_double_precision(one_process, workers):
-    image, text, scale = (value.requires_grad_() for value in gloo_worker.make_features())
-    target = torch.arange(len(image))
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_gradients_are_those_of_all_logits_in_double_precision(one_process, workers, kind):
+    inputs = dict(zip(("image", "text", "scale", "bias"), gloo_worker.make_features(), strict=True))
+    image, text, scale, bias = (value.requires_grad_() for value in inputs.values())
     loss = torch.zeros((), dtype=torch.float64)
+    own = torch.arange(len(image))
     for n, weight in enumerate((1.0, 0.7, 0.7)):
         logits = scale * image @ text[:, n].T
-        both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
-        loss = loss + weight * both / 2 / 2.4
+        if kind == "sigmoid":
+            signs = 2 * torch.eye(len(image), dtype=torch.float64) - 1
+            of_text = -F.logsigmoid(signs * (logits + bias)).sum(dim=1).mean()
+        else:
+            of_text = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        loss = loss + weight * of_text / 2.4
     loss.backward()
+    expected = {name: value.grad for name, value in inputs.items() if value.grad is not None}
+    assert ("bias" in expected) == (kind == "sigmoid")
     for found in [one_process, *workers]:
-        for name, expected in (("image", image.grad), ("text", text.grad), ("scale", scale.grad)):
-            assert expected is not None
-            difference = (found[f"features|{name}"] - expected).norm()
-            assert difference < 1e-6 * expected.norm(), name
+        assert float(found[f"{kind}|loss"]) == pytest.approx(float(loss.detach()), rel=1e-6)
+        for name, gradient in expected.items():
+            difference = (found[f"{kind}|{name}"] - gradient).norm()
+            assert difference < 1e-6 * gradient.norm(), name
 
 
-def test_logits_are_made_some_rows_at_a_time(monkeypatch):
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_logits_are_made_some_rows_at_a_time(monkeypatch, kind):
     image, text = features(num_images=7, num_texts=3)
     whole, tiled = [], []
     for found, tile in ((whole, 1 << 20), (tiled, 15)):  # 15 / 7: two rows at a time
         monkeypatch.setattr(losses, "_TILE", tile)
         inputs = [value.clone().requires_grad_() for value in (image, text, torch.tensor(30.0))]
-        loss = multi_text_loss(*inputs)
+        bias = [torch.tensor(-3.0)] if kind == "sigmoid" else []
+        of_kind = multi_text_sigmoid_loss if bias else multi_text_loss
+        loss = of_kind(*inputs, *bias)
         loss.backward()
         found += [loss.detach(), *(value.grad for value in inputs)]
     for one, other in zip(whole, tiled, strict=True):

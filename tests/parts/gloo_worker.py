@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from lotlip import distributed
-from lotlip.losses import multi_text_loss
+from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model import PRESETS, LoTLIP
 
 WORLDS = (1, 2, 4)
@@ -95,28 +95,31 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
-def feature_case(rank: int, world: int) -> dict[str, torch.Tensor]:
-    """The loss by itself: its gradients by features that all differ."""
-    image, text, scale = (value.float().requires_grad_() for value in make_features())
+def feature_case(loss: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """A loss by itself: its gradients by features that all differ."""
+    image, text, scale, bias = (value.float().requires_grad_() for value in make_features())
     own = slice(rank * len(image) // world, (rank + 1) * len(image) // world)
-    multi_text_loss(image[own], text[own], scale, long_weight=0.7).backward()
-    assert image.grad is not None
-    assert text.grad is not None
-    assert scale.grad is not None
+    if loss == "sigmoid":
+        share = multi_text_sigmoid_loss(image[own], text[own], scale, bias, long_weight=0.7)
+    else:
+        share = multi_text_loss(image[own], text[own], scale, long_weight=0.7)
+    share.backward()
+    values = {"image": image, "text": text, "scale": scale, "bias": bias}
+    found = {name: value.grad for name, value in values.items() if value.grad is not None}
     return {
-        "features|image": distributed.total(image.grad) / world,
-        "features|text": distributed.total(text.grad) / world,
-        "features|scale": distributed.mean(scale.grad),
+        f"{loss}|loss": distributed.mean(share),
+        **{f"{loss}|{name}": distributed.mean(gradient) for name, gradient in found.items()},
     }
 
 
 def make_features() -> tuple[torch.Tensor, ...]:
-    """Of 64 images with 3 texts each, near enough that the loss is not all chance; a scale."""
+    """Of 64 images with 3 texts each, near enough that the loss is not all chance; scale, bias."""
     generator = torch.Generator().manual_seed(5)
     image = torch.randn(64, 1, 32, generator=generator, dtype=torch.float64)
     text = 0.3 * image + torch.randn(64, 3, 32, generator=generator, dtype=torch.float64)
     image, text = (torch.nn.functional.normalize(part, dim=-1) for part in (image, text))
-    return image[:, 0], text, torch.tensor(20.0, dtype=torch.float64)
+    scale, bias = torch.tensor([20.0, -7.0], dtype=torch.float64)
+    return image[:, 0], text, scale, bias
 
 
 def work(rank: int, world: int, folder: Path) -> None:
@@ -124,7 +127,9 @@ def work(rank: int, world: int, folder: Path) -> None:
     if world > 1:
         meeting = f"file://{folder}/meeting-{world}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    found = gather_cases(rank, world) | feature_case(rank, world)
+    found = gather_cases(rank, world)
+    for loss in ("softmax", "sigmoid"):
+        found |= feature_case(loss, rank, world)
     for case in CASES:
         found |= run(case, rank, world)
     found = {name: value.detach().clone().contiguous() for name, value in found.items()}

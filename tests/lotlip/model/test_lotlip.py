@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lotlip.errors import ConfigError
+from lotlip.losses import multi_text_loss
 from lotlip.model import PRESETS, LoTLIP
 from lotlip.model.packing import pack
 
@@ -146,3 +147,24 @@ def test_without_a_short_caption_every_text_brings_its_corner_tokens():
     assert features.shape == (3, 2 * 3, 32)
     as_second = model.encode_captions(torch.cat([ids[:, :1], ids], dim=1))
     assert torch.allclose(features, as_second[:, 1:], atol=1e-6)
+
+
+def test_the_sigmoid_loss_brings_a_bias_that_learns():
+    assert make().logit_bias is None
+    torch.manual_seed(0)
+    model = LoTLIP(dataclasses.replace(TINY, loss="sigmoid")).train()
+    assert float(model.scale().detach()) == pytest.approx(10.0)
+    image, text = model(torch.rand(3, 3, 32, 32), captions(2, 3, 2))
+    model.loss(image, text).backward()
+    assert model.logit_bias is not None
+    assert float(model.logit_bias.detach()) == -10.0
+    assert model.logit_bias.grad is not None
+    assert float(model.logit_bias.grad) != 0.0
+    assert "logit_bias" in model.state_dict()
+
+
+def test_the_loss_of_a_model_is_that_of_its_features_and_scale():
+    model = make()
+    image, text = model(torch.rand(3, 3, 32, 32), captions(2, 3, 2))
+    expected = multi_text_loss(image, text, model.scale(), long_weight=0.5)
+    assert torch.equal(model.loss(image, text, long_weight=0.5), expected)

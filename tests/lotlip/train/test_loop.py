@@ -142,6 +142,20 @@ def test_a_run_that_was_stopped_continues_bit_for_bit(source: Source, stop_after
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_the_sigmoid_loss_falls_its_bias_moves_and_is_resumed(source: Source) -> None:
+    config = replace(TINY, loss="sigmoid")
+    state = new_state(config)
+    steps = run(state, source, num_steps=12)
+    assert steps[-1].loss < 0.8 * steps[0].loss
+    assert state.model.logit_bias is not None
+    assert abs(float(state.model.logit_bias.detach()) + 10.0) > 1e-3
+    stopped = new_state(config)
+    run(stopped, source, num_steps=12, stop_after=5)
+    resumed = new_state(config, seed=1)
+    from_bytes(resumed, [to_bytes(stopped)], "memory")
+    assert numbers(run(resumed, source, num_steps=12)) == numbers(steps[5:])
+
+
 def test_a_run_that_is_at_its_end_does_nothing(source: Source) -> None:
     state = new_state()
     run(state, source, num_steps=2)
