@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from lotlip.model.text_tower import Layer, TextTower
 
 
-def plain_text_tower(tower: TextTower, ids_BL: Tensor) -> Tensor:
-    """[CLS] and corner tokens of each text, pooled: [B, 1 + m, D]."""
+def plain_text_tower(tower: TextTower, ids_BL: Tensor, *, fused: bool = False) -> Tensor:
+    """[CLS] and corner tokens of each text, pooled: [B, 1 + m, D]; `fused` is its attention."""
     m = tower.config.num_corner_tokens
     mask = additive_mask(ids_BL, m)
     embeddings = tower.embeddings
@@ -23,7 +23,7 @@ def plain_text_tower(tower: TextTower, ids_BL: Tensor) -> Tensor:
     positions = embeddings.positions.weight[: ids_BL.shape[1]]
     states = embeddings.norm(F.embedding(ids_BL, table) + positions + embeddings.segment)
     for layer in tower.layers:
-        states = _layer(layer, states, mask)  # type: ignore[arg-type]
+        states = _layer(layer, states, mask, fused)  # type: ignore[arg-type]
     return torch.tanh(tower.pooler(states[:, : m + 1]))
 
 
@@ -37,13 +37,17 @@ def additive_mask(ids_BL: Tensor, m: int) -> Tensor:
     return (~allowed_BLL[:, None]).float() * torch.finfo(torch.float32).min
 
 
-def _layer(layer: Layer, states_BLD: Tensor, mask: Tensor) -> Tensor:
+def _layer(layer: Layer, states_BLD: Tensor, mask: Tensor, fused: bool) -> Tensor:
     def heads(states: Tensor) -> Tensor:
         return states.unflatten(2, (layer.num_heads, -1)).transpose(1, 2)
 
     query, key, value = (heads(part(states_BLD)) for part in (layer.query, layer.key, layer.value))
-    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + mask
-    mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
+    if fused:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    else:
+        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + mask
+        mixed = scores.softmax(dim=-1) @ value
+    mixed = mixed.transpose(1, 2).flatten(2)
     states_BLD = layer.norm1(states_BLD + layer.output(mixed))
     hidden = layer.fc2(F.gelu(layer.fc1(states_BLD)))
     return layer.norm2(states_BLD + hidden)

@@ -1,0 +1,115 @@
+"""The text tower against the authors' way: padded, eager, a dense mask, all rows computed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from measuring import Row, Work, medians, peak_mib
+from plain_text_tower import plain_text_tower
+from torch import Tensor
+from torch.nn import functional as F
+
+from lotlip.data.scenes import CAPTIONER, make_sample
+from lotlip.model import LoTLIP, ModelConfig, TextTowerConfig
+from lotlip.model.config import ImageTowerConfig
+from lotlip.tokenizer import Tokenizer
+
+M, PADDED = 2, 128
+NUM_IMAGES = 16
+Lengths = Literal["mixed", "scenes"]
+YARDSTICK = "padded to 128, eager attention, dense mask, all rows of the last layer"
+REPEATS = 3
+
+
+def rows() -> list[Row]:
+    return [
+        _row("mixed", backward=True, goal=">= 2.8x, <= 0.35x memory"),
+        _row("mixed", backward=False, goal=">= 4x"),
+        _row("scenes", backward=True, goal=">= 3.3x"),
+    ]
+
+
+def _row(lengths: Lengths, *, backward: bool, goal: str) -> Row:
+    ours, theirs = (work(lengths, side, backward) for side in ("ours", "theirs"))
+    assert abs(ours() - theirs()) < 1e-3
+    ours_s, theirs_s = medians(ours, theirs, repeats=REPEATS)
+    ours_mib, theirs_mib = (
+        peak_mib(work, lengths, side, backward) if lengths == "mixed" and backward else 0.0
+        for side in ("ours", "theirs")
+    )
+    of = {
+        "mixed": "1 short caption of 11-19 tokens, 2 long ones of 40-80",
+        "scenes": "1 short and 2 long captions of scenes",
+    }[lengths]
+    passes = "forward + backward" if backward else "forward"
+    return Row(
+        what=f"text tower, {passes}, BERT-base size, m = {M}, {NUM_IMAGES} x ({of})",
+        yardstick=YARDSTICK,
+        ours_s=ours_s,
+        theirs_s=theirs_s,
+        ours_mib=ours_mib,
+        theirs_mib=theirs_mib,
+        goal=goal,
+    )
+
+
+def work(lengths: Lengths, side: str, backward: bool) -> Work:
+    """One pass over a batch of captions, in our way or in theirs."""
+    torch.manual_seed(0)
+    image = ImageTowerConfig(image_size_px=32, width=768, num_layers=1)  # is not used
+    model = LoTLIP(ModelConfig(image=image, text=TextTowerConfig(num_corner_tokens=M)))
+    ids_BSL = mixed_lengths() if lengths == "mixed" else scene_captions()
+    if side == "theirs":
+        ids_BSL = F.pad(ids_BSL, (0, PADDED - ids_BSL.shape[2]))
+
+    def encode() -> Tensor:
+        return model.encode_captions(ids_BSL) if side == "ours" else padded(model, ids_BSL)
+
+    def run() -> float:
+        with torch.set_grad_enabled(backward):
+            features_BND = encode()
+            total = (features_BND * torch.linspace(-1, 1, features_BND.shape[2])).sum()
+        if backward:
+            model.zero_grad(set_to_none=True)
+            total.backward()
+        return float(total.detach())
+
+    return run
+
+
+def padded(model: LoTLIP, ids_BSL: Tensor, *, fused: bool = False) -> Tensor:
+    """`LoTLIP.encode_captions`, all texts in one batch of one length."""
+    pooled = plain_text_tower(model.text_tower, ids_BSL.flatten(0, 1), fused=fused)
+    of_images = model.text_projection(pooled).unflatten(0, ids_BSL.shape[:2])
+    kept = torch.cat([of_images[:, 0, :1], of_images[:, 1:].flatten(1, 2)], dim=1)
+    return F.normalize(kept.float(), dim=-1)
+
+
+def mixed_lengths() -> Tensor:
+    """[16, 3, 128]; lengths count all tokens, control tokens, too."""
+    generator = torch.Generator().manual_seed(0)
+    ids_BSL = torch.zeros(NUM_IMAGES, 3, PADDED, dtype=torch.long)
+    for texts in ids_BSL:
+        for place, (least, most) in enumerate(((11, 19), (40, 80), (40, 80))):
+            length = int(torch.randint(least, most + 1, (), generator=generator))
+            texts[place, :length] = torch.randint(1000, 30000, (length,), generator=generator)
+            texts[place, 1 : 1 + M] = torch.arange(30522, 30522 + M)
+    return ids_BSL
+
+
+def scene_captions() -> Tensor:
+    """[16, 3, L]"""
+    samples = [make_sample(3, index) for index in range(2 * NUM_IMAGES)]
+    long = [sample.long[CAPTIONER] for sample in samples]
+    triples = [
+        (sample.short, *long[2 * place : 2 * place + 2])
+        for place, sample in enumerate(samples[:NUM_IMAGES])
+    ]
+    captions = [text for triple in triples for text in triple]
+    tokenizer = Tokenizer.learn(
+        captions, vocab_size=1024, num_corner_tokens=M, context_length=PADDED
+    )
+    ids = torch.from_numpy(tokenizer(captions))
+    corners = (ids >= 1024) * (30522 - 1024)  # those of BERT's size come behind more word pieces
+    return (ids + corners).unflatten(0, (NUM_IMAGES, 3))
