@@ -24,11 +24,11 @@ from lotlip.data.store import Store
 from lotlip.errors import ConfigError, DataError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.evaluate.figures import Hit, retrieval_sheet
+from lotlip.evaluate.ranks import retrieval_ranks
 from lotlip.evaluate.retrieval import (
     RECALL_AT,
     Interval,
     recall_at,
-    retrieval_ranks,
     retrieval_report,
 )
 from lotlip.evaluate.zero_shot import classifier, zero_shot_report

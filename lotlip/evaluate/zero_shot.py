@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lotlip.errors import DataError
-from lotlip.evaluate.retrieval import Interval, recall_at, retrieval_ranks
+from lotlip.evaluate.ranks import retrieval_ranks
+from lotlip.evaluate.retrieval import Interval, recall_at
 
 _PROMPTS_AT_ONCE = (
     4096  # enough to sort by length, without all 80,000 features of ImageNet at a time

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
 import contrast
 import loading
 import order
+import ranking
 import texts
 import torch
 from measuring import Row
@@ -31,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scenes = loading.Scenes(Path(folder))
-        rows = [*texts.rows(), *contrast.rows(), *loading.rows(scenes)]
+        rows = [*texts.rows(), *contrast.rows(), *ranking.rows(), *loading.rows(scenes)]
         late, early = order.seek(scenes.texts, ORDER_REPEATS)
     write_report(rows, order.mixing(), late, early)
 

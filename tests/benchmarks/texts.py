@@ -16,7 +16,7 @@ from lotlip.model.config import ImageTowerConfig
 from lotlip.tokenizer import Tokenizer
 
 M, PADDED = 2, 128
-NUM_IMAGES = 16
+NUM_IMAGES, NUM_SCENES = 16, 24
 Lengths = Literal["mixed", "scenes"]
 YARDSTICK = "padded to 128, eager attention, dense mask, all rows of the last layer"
 REPEATS = 3
@@ -39,12 +39,12 @@ def _row(lengths: Lengths, *, backward: bool, goal: str) -> Row:
         for side in ("ours", "theirs")
     )
     of = {
-        "mixed": "1 short caption of 11-19 tokens, 2 long ones of 40-80",
-        "scenes": "1 short and 2 long captions of scenes",
+        "mixed": f"{NUM_IMAGES} x (1 short caption of 11-19 tokens, 2 long ones of 40-80)",
+        "scenes": f"{NUM_SCENES} x (1 short, 1 long caption of scenes)",
     }[lengths]
     passes = "forward + backward" if backward else "forward"
     return Row(
-        what=f"text tower, {passes}, BERT-base size, m = {M}, {NUM_IMAGES} x ({of})",
+        what=f"text tower, {passes}, BERT-base size, m = {M}, {of}",
         yardstick=YARDSTICK,
         ours_s=ours_s,
         theirs_s=theirs_s,
@@ -99,17 +99,12 @@ def mixed_lengths() -> Tensor:
 
 
 def scene_captions() -> Tensor:
-    """[16, 3, L]"""
-    samples = [make_sample(3, index) for index in range(2 * NUM_IMAGES)]
-    long = [sample.long[CAPTIONER] for sample in samples]
-    triples = [
-        (sample.short, *long[2 * place : 2 * place + 2])
-        for place, sample in enumerate(samples[:NUM_IMAGES])
-    ]
-    captions = [text for triple in triples for text in triple]
+    """[24, 2, L]"""
+    samples = [make_sample(3, index) for index in range(NUM_SCENES)]
+    captions = [text for sample in samples for text in (sample.short, sample.long[CAPTIONER])]
     tokenizer = Tokenizer.learn(
         captions, vocab_size=1024, num_corner_tokens=M, context_length=PADDED
     )
     ids = torch.from_numpy(tokenizer(captions))
     corners = (ids >= 1024) * (30522 - 1024)  # those of BERT's size come behind more word pieces
-    return (ids + corners).unflatten(0, (NUM_IMAGES, 3))
+    return (ids + corners).unflatten(0, (NUM_SCENES, 2))

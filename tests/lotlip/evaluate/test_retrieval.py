@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from lotlip.errors import ConfigError, DataError
+from lotlip.evaluate.ranks import ranks_both_ways, retrieval_ranks
 from lotlip.evaluate.retrieval import (
     Interval,
     bootstrap,
     recall_at,
-    retrieval_ranks,
     retrieval_report,
 )
 
@@ -62,6 +62,49 @@ def test_ranks_equal_the_definition_with_many_ties_and_duplicates(case, chunk):
     by_mask = retrieval_ranks(query, item, lambda start, stop: right[start:stop], chunk=chunk)
     assert by_labels.dtype == torch.int64
     assert by_labels.tolist() == by_mask.tolist() == want
+
+
+@given(labelled_features(), st.integers(1, 10))
+@settings(deadline=None, max_examples=200)
+def test_both_ways_at_once_give_the_ranks_of_each(case, chunk):
+    query, item, query_labels, item_labels = case
+    assume(len(query) > 0)
+    assume(set(item_labels.tolist()) <= set(query_labels.tolist()))
+    there, back = ranks_both_ways(query, item, (query_labels, item_labels), chunk=chunk)
+    assert torch.equal(there, retrieval_ranks(query, item, (query_labels, item_labels)))
+    assert torch.equal(back, retrieval_ranks(item, query, (item_labels, query_labels)))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+def test_features_that_nearly_agree_rank_as_their_exact_scores_say(spread):
+    """The nearer they are, the more pairs single precision cannot decide."""
+    generator = torch.Generator().manual_seed(6)
+    middle = torch.randn(1, 96, generator=generator)
+    query, item = (
+        normalize(middle + spread * torch.randn(150, 96, generator=generator), dim=1)
+        for _ in range(2)
+    )
+    labels = torch.arange(150) // 2
+    fixed_q, fixed_i = ((2.0**25 * side.double()).round() for side in (query, item))
+    scores = fixed_q @ fixed_i.T
+    right = labels[:, None] == labels[None, :]
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    want = 1 + ((scores >= best) & ~right).sum(dim=1)
+    there, back = ranks_both_ways(query, item, (labels, labels), chunk=64)
+    assert torch.equal(there, want)
+    assert torch.equal(back, retrieval_ranks(item, query, (labels, labels), chunk=150))
+
+
+def test_products_of_lower_precision_are_not_relied_on():
+    query, item = torch.randn(2, 90, 16, generator=torch.Generator().manual_seed(8))
+    labels = torch.arange(90)
+    ranks = retrieval_ranks(query, item, (labels, labels))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(retrieval_ranks(query, item, (labels, labels)), ranks)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @given(labelled_features(), st.randoms(use_true_random=False))
