@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lotlip.model.config import ImageTowerConfig
+from lotlip.model.recomputing import through
 
 _NORM_EPS = 1e-6  # timm's
 
@@ -102,6 +103,8 @@ class ImageTower(nn.Module):
             [Block(width, config.num_heads) for _ in range(config.num_layers)]
         )
         self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.recomputes = False
+        """Whether backward computes the blocks again, rather than keep what it needs of them."""
         self._init_weights()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -116,7 +119,7 @@ class ImageTower(nn.Module):
             tokens_BLD = torch.cat([cls_BLD, tokens_BLD], dim=1)
         tokens_BLD = tokens_BLD + self.pos_embed
         for block in self.blocks:
-            tokens_BLD = block(tokens_BLD)
+            tokens_BLD = through(block, tokens_BLD, recomputes=self.recomputes)
         return self.norm(tokens_BLD)
 
     def pool(self, tokens_BLD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lotlip.model.config import TextTowerConfig
 from lotlip.model.corner_tokens import attend
 from lotlip.model.packing import PAD_ID, PackedTexts
+from lotlip.model.recomputing import through
 
 _NORM_EPS = 1e-12  # BERT's
 _BERT_WIDTH, _BERT_INIT_STD = 768, 0.02
@@ -87,6 +88,8 @@ class TextTower(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_layers)])
         self.pooler = nn.Linear(config.width, config.width)
+        self.recomputes = False
+        """Whether backward computes the layers again, rather than keep what it needs of them."""
         self._init_weights()
 
     def forward(self, texts: PackedTexts) -> Tensor:
@@ -94,7 +97,7 @@ class TextTower(nn.Module):
         rows_TD = F.dropout(self.embeddings(texts), self.config.dropout, self.training)
         *layers, last = self.layers
         for layer in layers:
-            rows_TD = layer(rows_TD, texts)
+            rows_TD = through(layer, rows_TD, texts, recomputes=self.recomputes)
         read_RD = last(rows_TD, texts, read=True)
         return torch.tanh(self.pooler(read_RD[texts.order_R]))
 

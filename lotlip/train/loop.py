@@ -27,7 +27,7 @@ from lotlip.data.pipeline import (
     batches,
 )
 from lotlip.errors import ConfigError, DataError, LotlipError
-from lotlip.images import normalise
+from lotlip.train.gradient import parts_of, take_gradient
 from lotlip.train.optim import OptimConfig, learning_rate
 from lotlip.train.state import TrainState
 
@@ -44,6 +44,11 @@ class LoopConfig:
     """Samples a step over all workers: each is the others' negative."""
     seed: int = 0
     """Weights, order of samples, drawn captions and augmentation are functions of it."""
+    micro_batch: int = 0
+    """Images of a worker that are computed at a time, where its whole share of a batch takes too
+    much memory; the gradient is the same, the towers run forward twice. 0: all at once."""
+    recompute: bool = False
+    """Compute the towers' layers again in backward, rather than keep what it needs of them."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast; auto takes it on GPUs that support it, and fp32 elsewhere."""
     long_weight: float = 1.0
@@ -65,7 +70,7 @@ class LoopConfig:
         for name in ("num_samples", "global_batch", "log_every_steps", "save_every_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be 1 or more")
-        for name in ("eval_every_steps", "seed", "max_skipped_steps"):
+        for name in ("eval_every_steps", "seed", "max_skipped_steps", "micro_batch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be 0 or more")
         if not self.long_weight > 0:
@@ -131,6 +136,7 @@ def train_steps(
     Raises: ConfigError for a batch, streams and workers that don't fit, DataError, LotlipError
     for a loss that isn't finite.
     """
+    state.model.image_tower.recomputes = state.model.text_tower.recomputes = loop.recompute
     model = distributed.data_parallel(state.model).train()
     steps_per_epoch = source.epoch(0).steps
     allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
@@ -205,21 +211,18 @@ def _update(
     to_stop: bool,
 ) -> _Update:
     """One optimizer step."""
-    device = state.model.logit_scale.device
-    torch.manual_seed(hash((loop.seed, state.step, distributed.rank())))  # dropout
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    images = batch.images.to(device, non_blocking=True)
-    if images.dtype == torch.uint8:
-        images = normalise(images)
-    ids_BSL = batch.ids_BSL.to(device, non_blocking=True)
-    with autocast(loop.precision, device), _Stopwatch(device) as watch:
-        image_BD, text_BND = model(images, ids_BSL, short_first)
-    # Long captions alone all weigh the same.
-    long_weight = loop.long_weight if short_first else 1.0
-    loss = state.model.loss(image_BD, text_BND, long_weight=long_weight)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss, watch = take_gradient(
+        state.model,
+        model,
+        parts_of(batch.images, batch.ids_BSL, loop.micro_batch, (loop.seed, state.step)),
+        precision=loop.precision,
+        short_first=short_first,
+        # Long captions alone all weigh the same.
+        long_weight=loop.long_weight if short_first else 1.0,
+    )
     grad_norm = _clipped(model, optim.max_grad_norm)
     # In one message, so that all workers know the same and stop at the same step.
     own = torch.stack([loss, loss.new_tensor(len(batch.bad)), loss.new_tensor(float(to_stop))])
@@ -244,45 +247,10 @@ def _update(
     )
 
 
-class _Stopwatch:
-    """Times a block of work on a device, without waiting for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * on_gpu)]
-        self._times = [0.0, 0.0]
-
-    def __enter__(self) -> _Stopwatch:
-        self._mark(0)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._mark(1)
-
-    def _mark(self, end: int) -> None:
-        if self._events:
-            self._events[end].record()
-        else:
-            self._times[end] = time.perf_counter()
-
-    def seconds(self) -> float:
-        """To be asked once a later result has come back from the device."""
-        if self._events:
-            return self._events[0].elapsed_time(self._events[1]) / 1000
-        return self._times[1] - self._times[0]
-
-
 def _clipped(model: nn.Module, max_norm: float) -> float:
     limit = max_norm or float("inf")
     norm: Tensor = nn.utils.clip_grad_norm_(model.parameters(), limit)
     return float(norm)
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a model runs at a precision; features come out in fp32 always."""
-    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = precision == "bf16" or (precision == "auto" and supported)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class _BadSampleAllowance:

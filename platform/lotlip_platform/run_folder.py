@@ -37,7 +37,7 @@ _MAY_CHANGE = frozenset(
         *("cluster", "tracking", "checkpoint", "eval"),
         *("data.max_bad_fraction", "data.num_loader_processes", "data.features"),
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
-        *("train.trace", "train.max_skipped_steps"),
+        *("train.trace", "train.max_skipped_steps", "train.micro_batch", "train.recompute"),
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

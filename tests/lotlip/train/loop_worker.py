@@ -3,7 +3,8 @@
     python loop_worker.py FOLDER RANK NUM_WORKERS [MAX_BAD_FRACTION]
 
 FOLDER holds the data set and, in tokenizer/, the tokenizer. Rank 0 trains alone first, and then
-prints the losses and gradient norms of both runs and how many bad samples each found, as JSON.
+prints the losses and gradient norms of both runs, and of one in which each worker computes some
+images at a time, and how many bad samples each found, as JSON.
 With MAX_BAD_FRACTION there are to be too many: they train together only, and each worker prints
 the error it got.
 """
@@ -33,7 +34,9 @@ from lotlip.train.optim import OptimConfig, make_optimizer
 from lotlip.train.state import TrainState
 
 
-def train(folder: Path, num_steps: int, max_bad_fraction: float = 0.1) -> dict[str, list[float]]:
+def train(
+    folder: Path, num_steps: int, max_bad_fraction: float = 0.1, micro_batch: int = 0
+) -> dict[str, list[float]]:
     """Losses, gradient norms and the number of bad samples of all workers in each step."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.load(folder / "tokenizer")
@@ -55,7 +58,12 @@ def train(folder: Path, num_steps: int, max_bad_fraction: float = 0.1) -> dict[s
         train_steps(
             TrainState(model, make_optimizer(model, optim)),
             source,
-            loop=LoopConfig(num_samples=num_steps * 24, global_batch=24, precision="fp32"),
+            loop=LoopConfig(
+                num_samples=num_steps * 24,
+                global_batch=24,
+                precision="fp32",
+                micro_batch=micro_batch,
+            ),
             optim=optim,
             data=DataConfig(train=str(folder), max_bad_fraction=max_bad_fraction),
         )
@@ -75,8 +83,10 @@ def main(folder: Path, rank: int, num_workers: int, max_bad_fraction: float | No
     dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=num_workers)
     if max_bad_fraction is None:
         together = train(folder, num_steps=5)
+        in_parts = train(folder, num_steps=5, micro_batch=5)
         if rank == 0:
-            sys.stdout.write(json.dumps({"alone": alone, "together": together}))
+            runs = {"alone": alone, "together": together, "in parts": in_parts}
+            sys.stdout.write(json.dumps(runs))
     else:
         try:
             train(folder, num_steps=9, max_bad_fraction=max_bad_fraction)

@@ -293,11 +293,12 @@ def test_two_processes_give_the_losses_of_one(
     path.write_bytes(path.read_bytes().replace(b'"short"', b'"shirt"', 5))
     outputs = together(folder)
     result = json.loads(outputs[0])
-    alone, shared = result["alone"], result["together"]
+    alone = result["alone"]
     assert len(alone["loss"]) == 5
-    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
-    assert shared["num_bad"] == alone["num_bad"]
+    for shared in (result["together"], result["in parts"]):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+        assert shared["num_bad"] == alone["num_bad"]
 
 
 def test_a_worker_without_bad_samples_lists_those_of_the_others(
