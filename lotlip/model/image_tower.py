@@ -27,12 +27,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens_BLD: Tensor) -> Tensor:
-        num_images, num_tokens, width = tokens_BLD.shape
-        qkv = self.qkv(tokens_BLD).view(num_images, num_tokens, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(num_images, num_tokens, width))
+    def forward(self, tokens_BLD: Tensor, num_read: int | None = None) -> Tensor:
+        """What the first `num_read` tokens see of all, [B, num_read, D]; what all see, without."""
+        width = tokens_BLD.shape[2]
+        if num_read is None:
+            query, key, value = self.qkv(tokens_BLD).split(width, dim=2)
+        else:
+            weights, biases = self.qkv.weight.split(width), self.qkv.bias.split(width)
+            query = F.linear(tokens_BLD[:, :num_read], weights[0], biases[0])
+            key, value = (F.linear(tokens_BLD, weights[i], biases[i]) for i in (1, 2))
+        mixed = F.scaled_dot_product_attention(
+            self._heads(query), self._heads(key), self._heads(value)
+        )
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, tokens_BLD: Tensor) -> Tensor:
+        return tokens_BLD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -47,8 +57,10 @@ class Block(nn.Module):
             {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
         )
 
-    def forward(self, tokens_BLD: Tensor) -> Tensor:
-        tokens_BLD = tokens_BLD + self.attn(self.norm1(tokens_BLD))
+    def forward(self, tokens_BLD: Tensor, num_read: int | None = None) -> Tensor:
+        """The tokens [B, L, D] again; or only the first `num_read`, if no more is needed."""
+        mixed = self.attn(self.norm1(tokens_BLD), num_read)
+        tokens_BLD = tokens_BLD[:, :num_read] + mixed
         hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens_BLD)))
         return tokens_BLD + self.mlp["fc2"](hidden)
 
@@ -109,21 +121,16 @@ class ImageTower(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W], normalised to [-1, 1], to [B, D]."""
-        return self.pool(self.tokens(images_BCHW))
-
-    def tokens(self, images_BCHW: Tensor) -> Tensor:
-        """The tokens behind the last norm [B, L, D], the class token first if there is one."""
         tokens_BLD = self.patch_embed(images_BCHW).flatten(2).transpose(1, 2)
-        if self.cls_token is not None:
+        if self.cls_token is not None:  # which comes first, and is all that is read in the end
             cls_BLD = self.cls_token.expand(len(tokens_BLD), -1, -1)
             tokens_BLD = torch.cat([cls_BLD, tokens_BLD], dim=1)
         tokens_BLD = tokens_BLD + self.pos_embed
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens_BLD = through(block, tokens_BLD, recomputes=self.recomputes)
-        return self.norm(tokens_BLD)
-
-    def pool(self, tokens_BLD: Tensor) -> Tensor:
-        return tokens_BLD[:, 0] if self.cls_token is not None else tokens_BLD.mean(dim=1)
+        num_read = None if self.cls_token is None else 1
+        return self.norm(last(tokens_BLD, num_read)).mean(dim=1)
 
     def locked_modules(self) -> list[nn.Module]:
         """The modules that `config.locked_layers` keeps as they are."""

@@ -27,6 +27,7 @@ from lotlip.data.pipeline import (
     batches,
 )
 from lotlip.errors import ConfigError, DataError, LotlipError
+from lotlip.train.flops import step_flops
 from lotlip.train.gradient import parts_of, take_gradient
 from lotlip.train.optim import OptimConfig, learning_rate
 from lotlip.train.state import TrainState
@@ -104,6 +105,8 @@ class Step:
     num_samples: int
     num_tokens: int
     """Text tokens without padding."""
+    flops: float
+    """Floating-point operations by the model, see `flops`."""
     data_wait_s: float
     own_s: float
     """Until this worker's features were there; from then on it needs those of the others."""
@@ -152,6 +155,7 @@ def train_steps(
             state.step += 1
             allowance.count(done.num_bad, is_first=state.step - 1 == epoch * steps_per_epoch)
             anew = (state.step - 1) % loop.log_every_steps == 0
+            lengths_BS = (batch.ids_BSL != 0).sum(dim=2)
             yield Step(
                 step=state.step,
                 epoch=epoch,
@@ -161,7 +165,13 @@ def train_steps(
                 lr=lr,
                 grad_norm=done.grad_norm,
                 num_samples=len(batch.keys),
-                num_tokens=int((batch.ids_BSL != 0).sum()),
+                num_tokens=int(lengths_BS.sum()),
+                flops=step_flops(
+                    state.model.config,
+                    lengths_BS=lengths_BS,
+                    short_first=source.captions.short_caption,
+                    pixels=batch.images.ndim == 4,
+                ),
                 data_wait_s=waited,
                 own_s=waited + done.features_s,
                 step_s=time.perf_counter() - began,

@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
 
 

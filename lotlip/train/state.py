@@ -106,7 +106,7 @@ def from_bytes(state: TrainState, shares: Sequence[bytes], where: str) -> None:
 def _moments_of(moments: dict[str, Tensor], name: str, parameter: Tensor) -> dict[str, Tensor]:
     prefix = f"{_OPTIMIZER}{name}."
     return {
-        key.removeprefix(prefix): value if key.endswith(".step") else value.to(parameter.device)
+        key.removeprefix(prefix): value.to(parameter.device)
         for key, value in moments.items()
         if key.startswith(prefix)
     }

@@ -72,6 +72,8 @@ class Meter:
 
     send: Send
     records: Records
+    peak_flops: float
+    """Of a worker's device in a second; 0 if it isn't known."""
     machine: Machine = field(default_factory=Machine)
     steps: list[Step] = field(default_factory=list)
 
@@ -87,6 +89,7 @@ class Meter:
         seconds = sum(taken.step_s for taken in self.steps)
         world = distributed.world_size()
         if distributed.rank() == 0 and seconds > 0:
+            flops = sum(taken.flops for taken in self.steps)
             metrics = {
                 "train/loss": step.mean_loss,
                 "train/scale": step.scale,
@@ -96,7 +99,10 @@ class Meter:
                 "train/skipped_steps": float(step.num_skipped),
                 "train/samples_per_s": world * sum(s.num_samples for s in self.steps) / seconds,
                 "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,
+                "train/worker_tflops_per_s": flops / seconds / 1e12,
                 "train/data_wait_share": sum(s.data_wait_s for s in self.steps) / seconds,
             }
+            if self.peak_flops:
+                metrics["train/mfu"] = flops / seconds / self.peak_flops
             self.records.measured(step.step, {**metrics, **self.machine.measure()})
         self.steps = []

@@ -43,5 +43,6 @@ def _gpu() -> dict[str, float]:
     with contextlib.suppress(Exception):  # a container may not let the driver's library be asked
         free, total = torch.cuda.mem_get_info()
         measured["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
+        measured["system/gpu_0_peak_memory_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
         measured["system/gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
     return measured

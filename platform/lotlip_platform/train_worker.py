@@ -21,6 +21,7 @@ from lotlip.model import LoTLIP
 from lotlip.model.pretrained import build
 from lotlip.tokenizer import Tokenizer
 from lotlip.train import state as train_state
+from lotlip.train.flops import peak_flops
 from lotlip.train.loop import Step, train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
@@ -94,7 +95,7 @@ class _Worker:
         self._source = _source(config, tokenizer, arguments["data"], arguments["tags"])
         self._held_out = _held_out(config)
         self._records = Records(folder, arguments["owner"], send)
-        self._meter = Meter(send, self._records)
+        self._meter = Meter(send, self._records, peak_flops(ray.train.torch.get_device()))
         self._checkpoints = Checkpoints(folder.store)
         writer = Writer(arguments["life"], self._rank, self._world_size)
         self._saver = Saver(self._checkpoints, writer, config.checkpoint, note=send.note)

@@ -41,7 +41,7 @@ def as_a_worker(model: LoTLIP, source: Source, num_samples: int, mailbox: Mailbo
     send = Teller(mailbox)
     with tempfile.TemporaryDirectory() as folder, Pulse(send, 0).told() as pulse:
         records = Records(RunFolder(FolderStore(folder)), "nobody", send)
-        meter = Meter(send, records)
+        meter = Meter(send, records, peak_flops=0.0)
         pulse.at("data")
         for step in _steps(model, replace(source, trace=True), num_samples, send):
             pulse.stepped(step.own_s, step.step_s)

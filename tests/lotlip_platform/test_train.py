@@ -129,6 +129,7 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
     assert found.data.metrics["train/loss"] > 0
     assert found.data.metrics["system/worker_memory_usage_megabytes"] > 10
     assert found.data.metrics.keys() >= {"system/cpu_utilization_percentage", "train/tokens_per_s"}
+    assert found.data.metrics["train/worker_tflops_per_s"] > 0
     client = MlflowClient(tracking.tracking_uri())
     recall = client.get_metric_history(result.run_id, "eval/scenes/long_text_to_image_r1")
     assert [point.step for point in recall] == [4, 8]

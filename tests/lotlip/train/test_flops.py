@@ -1,0 +1,51 @@
+"""The formula against torch's count of what really runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lotlip.model import PRESETS, LoTLIP
+from lotlip.train.flops import peak_flops, step_flops
+
+
+@pytest.mark.parametrize("short_first", [True, False])
+@pytest.mark.parametrize("m", [0, 2])
+@pytest.mark.parametrize(
+    ("preset", "image"),
+    [
+        ("tiny", {}),
+        ("small", {}),
+        ("scenes", {"locked_layers": 0}),
+        ("scenes", {}),
+    ],
+)
+def test_the_formula_counts_what_torch_counts(preset, image, m, short_first):
+    config = PRESETS[preset]
+    config = dataclasses.replace(
+        config,
+        image=dataclasses.replace(config.image, **image),
+        text=dataclasses.replace(config.text, num_corner_tokens=m),
+    )
+    model = LoTLIP(config).train()
+    size = config.image.image_size_px
+    lengths = torch.tensor([[9, 30, 41], [7, 25, 60]])
+    ids = torch.full((2, 3, 64), 7)
+    ids[:, :, 1 : 1 + m] = torch.arange(config.text.vocab_size, config.text.vocab_size + m)
+    ids[torch.arange(64) >= lengths[:, :, None]] = 0
+    # Torch doesn't count fused attention on a processor.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        image_BD, text_BND = model(torch.rand(2, 3, size, size), ids, short_first)
+        (image_BD.sum() + text_BND.sum()).backward()
+    expected = step_flops(config, lengths_BS=lengths, short_first=short_first, pixels=True)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+    without = step_flops(config, lengths_BS=lengths, short_first=short_first, pixels=False)
+    assert without < expected
+
+
+def test_the_peak_of_a_processor_is_not_known():
+    assert peak_flops(torch.device("cpu")) == 0.0
