@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model.config import ModelConfig
@@ -66,7 +67,8 @@ class LoTLIP(nn.Module):
 
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W], normalised to [-1, 1], to unit vectors [B, D]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.image_tower_is_locked):
+        learns = torch.is_grad_enabled() and not self.image_tower_is_locked
+        with record_function("image tower"), torch.set_grad_enabled(learns):
             pooled = self.image_tower(images_BCHW)
         return self.project_image(pooled)
 
@@ -92,11 +94,12 @@ class LoTLIP(nn.Module):
 
     def loss(self, image_BD: Tensor, text_BND: Tensor, *, long_weight: float = 1.0) -> Tensor:
         """This worker's share of the loss of a training batch; see `losses`."""
-        if self.logit_bias is None:
-            return multi_text_loss(image_BD, text_BND, self.scale(), long_weight=long_weight)
-        return multi_text_sigmoid_loss(
-            image_BD, text_BND, self.scale(), self.logit_bias, long_weight=long_weight
-        )
+        with record_function("loss"):
+            if self.logit_bias is None:
+                return multi_text_loss(image_BD, text_BND, self.scale(), long_weight=long_weight)
+            return multi_text_sigmoid_loss(
+                image_BD, text_BND, self.scale(), self.logit_bias, long_weight=long_weight
+            )
 
     def scale(self) -> Tensor:
         """What cosines are multiplied with in the loss: 1 / temperature, within [1, 100]."""
@@ -124,6 +127,7 @@ class LoTLIP(nn.Module):
 
     def _text_features(self, ids_NL: Tensor, has_corners_N: Tensor) -> Tensor:
         """[CLS] of each text and, of those that have them, the corner tokens; text by text."""
-        texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N)
-        projected = self.text_projection(self.text_tower(texts))
+        with record_function("text tower"):
+            texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N)
+            projected = self.text_projection(self.text_tower(texts))
         return F.normalize(projected.float(), dim=-1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from lotlip import distributed
 from lotlip.images import normalise
@@ -103,14 +104,17 @@ def take_gradient(
         with Stopwatch(model.logit_scale.device) as watch:
             image_BD, text_BND = encode(parallel, parts[0])
         loss = model.loss(image_BD, text_BND, long_weight=long_weight)
-        loss.backward()
+        with record_function("backward"):
+            loss.backward()
         return loss.detach(), watch
     with torch.no_grad(), Stopwatch(model.logit_scale.device) as watch:
         pairs = [encode(model, part) for part in parts]
     image_BD, text_BND = (torch.cat(some).requires_grad_() for some in zip(*pairs, strict=True))
     loss = model.loss(image_BD, text_BND, long_weight=long_weight)
     own = [p for p in (model.logit_scale, model.logit_bias) if p is not None]
-    grad_image_BD, grad_text_BND, *grads = torch.autograd.grad(loss, [image_BD, text_BND, *own])
+    with record_function("loss"):
+        of_loss = torch.autograd.grad(loss, [image_BD, text_BND, *own])
+    grad_image_BD, grad_text_BND, *grads = of_loss
     size = len(parts[0].images)
     for number, part in enumerate(parts):
         is_last = number == len(parts) - 1
@@ -124,7 +128,8 @@ def take_gradient(
                 stand_in = stand_in + sum(
                     (p * grad).sum() for p, grad in zip(own, grads, strict=True)
                 )
-            stand_in.backward()
+            with record_function("backward"):
+                stand_in.backward()
     return loss.detach(), watch
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from lotlip import distributed
 from lotlip.data.order import streams_of
@@ -233,12 +234,14 @@ def _update(
         # Long captions alone all weigh the same.
         long_weight=loop.long_weight if short_first else 1.0,
     )
-    grad_norm = _clipped(model, optim.max_grad_norm)
+    with record_function("optimiser"):
+        grad_norm = _clipped(model, optim.max_grad_norm)
     # In one message, so that all workers know the same and stop at the same step.
     own = torch.stack([loss, loss.new_tensor(len(batch.bad)), loss.new_tensor(float(to_stop))])
     value, bad, stop = distributed.mean(own).tolist()
     if torch.isfinite(torch.tensor([value, grad_norm])).all():
-        state.optimizer.step()
+        with record_function("optimiser"):
+            state.optimizer.step()
         state.model.clamp_scale_()
     elif state.num_skipped < loop.max_skipped_steps:
         state.num_skipped += 1  # all workers see the same numbers, and skip the same step

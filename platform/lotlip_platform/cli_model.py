@@ -1,4 +1,4 @@
-"""The verbs `train`, `eval`, `search` and `convert-official`."""
+"""The verbs `train`, `profile`, `eval`, `search` and `convert-official`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ MODEL_HELP = (
 
 def add_verbs(verbs: Any) -> None:
     train = verbs.add_parser("train", help="train from a config; the same command resumes")
-    train.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
-    train.add_argument(
-        # With a default, or a missing config is told together with what need not be given.
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="e.g. optim.lr=1e-3",
-    )
+    _add_config(train)
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(run=_train)
+
+    profile = verbs.add_parser("profile", help="where the time of a training step goes")
+    _add_config(profile)
+    profile.add_argument("--steps", type=int, default=10, metavar="N")
+    profile.add_argument("--trace", type=Path, default=Path("trace.json"), metavar="JSON")
+    profile.add_argument("--json", action="store_true")
+    profile.set_defaults(run=_profile)
 
     evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
     evaluate.add_argument("model", help=MODEL_HELP)
@@ -64,6 +63,18 @@ def add_verbs(verbs: Any) -> None:
     convert.set_defaults(run=_convert)
 
 
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
+    verb.add_argument(
+        # With a default, or a missing config is told together with what need not be given.
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="e.g. optim.lr=1e-3",
+    )
+
+
 def _train(arguments: argparse.Namespace) -> None:
     from lotlip_platform.config import load_config
     from lotlip_platform.evaluate import table
@@ -87,6 +98,29 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"run      {result.run_id or 'not yet'} at {result.tracking_uri}")
     if result.model_uri:
         print(f"version  {result.model_uri}, alias candidate")
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.config import load_config
+    from lotlip_platform.profiling import profile_training, table
+    from lotlip_platform.progress import bar
+    from lotlip_platform.train_config import TrainConfig
+
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    with bar("features", "sample") as features, bar("profile", "step") as steps:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["kind"] == "step":
+                steps.show(event["step"], event["total"])
+            else:
+                features.show(event["done"], event["total"])
+
+        found = profile_training(config, arguments.trace, num_steps=arguments.steps, on_event=show)
+    if arguments.json:
+        print(json.dumps({**asdict(found), "trace": str(found.trace)}, indent=1))
+        return
+    print(table(found))
+    print(f"trace: {found.trace}, for ui.perfetto.dev")
 
 
 def _eval(arguments: argparse.Namespace) -> None:

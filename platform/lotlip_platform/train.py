@@ -68,7 +68,7 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
     Raises: LotlipError; whatever is wrong with config, data, tracking or cluster is said before
     anything is written. `Stopped` when SIGINT or SIGTERM stopped it, see `preemption`.
     """
-    manifest = _checked_data(config)
+    manifest = checked_data(config)
     uri = tracking.tracking_uri(config.tracking.uri)
     with contextlib.suppress(tracking.AwayError):  # a server may come back
         tracking.connect(uri)
@@ -80,7 +80,7 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
     if folder.read_result() is None:
         with connected():
             check_resources(config.cluster)
-            tokenizer = folder.read_tokenizer() or _make_tokenizer(config, manifest)
+            tokenizer = folder.read_tokenizer() or make_tokenizer(config, manifest)
             model = initial_model(config, tokenizer)  # what it can't load, it says now
             folder.claim(config, manifest.digest)
             folder.write_tokenizer(tokenizer)
@@ -88,7 +88,7 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
                 owned(folder) as owner,
                 _tracked(config, uri, folder, manifest, watch) as tracked,
             ):
-                data = _pinned(folder, _training_data(config, manifest, model.image_tower, watch))
+                data = _pinned(folder, training_data(config, manifest, model.image_tower, watch))
                 watch({"kind": "started", "folder": folder.uri})
                 run_workers(config, data, folder, tracked, owner, watch, command)
                 _register(config, folder, tracked)
@@ -115,7 +115,7 @@ def _result(folder: RunFolder) -> TrainResult:
     )
 
 
-def _checked_data(config: TrainConfig) -> Manifest:
+def checked_data(config: TrainConfig) -> Manifest:
     """Raises: ConfigError, DataError for what would otherwise stop the workers later."""
     manifest = read_manifest(open_store(config.data.train))
     loop, order = config.train, config.data.order
@@ -145,7 +145,7 @@ def _check_captioners(config: TrainConfig, manifest: Manifest) -> None:
         )
 
 
-def _make_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
+def make_tokenizer(config: TrainConfig, manifest: Manifest) -> Tokenizer:
     text = config.model.text
     pretrained = config.tokenizer.pretrained
     if pretrained:
@@ -227,7 +227,7 @@ def _describe(config: TrainConfig, manifest: Manifest, tracked: TrackedRun) -> N
         tracked.log_dataset(config.eval.data, digest=held_out.digest, context="evaluation")
 
 
-def _training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:
+def training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, watch: Watch) -> str:
     """The address of what the workers train on: the data set, or its features."""
     if not config.data.features:
         return config.data.train

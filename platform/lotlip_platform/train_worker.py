@@ -92,7 +92,7 @@ class _Worker:
             )
         self._config, self._folder, self._send, self._pulse = config, folder, send, pulse
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
-        self._source = _source(config, tokenizer, arguments["data"], arguments["tags"])
+        self._source = source_of(config, tokenizer, arguments["data"], arguments["tags"])
         self._held_out = _held_out(config)
         self._records = Records(folder, arguments["owner"], send)
         self._meter = Meter(send, self._records, peak_flops(ray.train.torch.get_device()))
@@ -231,7 +231,7 @@ class _Worker:
             folder.drop_parts(of, behind=0)
 
 
-def _source(
+def source_of(
     config: TrainConfig, tokenizer: Tokenizer, data: str, tags: Mapping[str, str]
 ) -> Source:
     """What the batches are made of. Raises: DataError."""
