@@ -105,7 +105,9 @@ class _Scores:
 
     def rough(self, tile: slice) -> Tensor:
         """[C, N], no further from the exact scores than `_error`, but not scaled."""
-        return self._query.rough_ND[tile] @ self._item.rough_ND.T
+        query_CD, item_ND = self._query.rough_ND[tile], self._item.rough_ND
+        with torch.autocast(query_CD.device.type, enabled=False):
+            return query_CD @ item_ND.T
 
     def exact(self, query_P: Tensor, item_P: Tensor, tile: slice) -> Tensor:
         """Of pairs of the tile, as fractions: [P]."""
@@ -146,9 +148,7 @@ class _Side:
                 f"the features of {what} {index} are not finite: look at the model or its input"
             )
         _, self._exponent = math.frexp(float(length_N.max())) if len(length_N) else (0.0, 0)
-        # Where products in single precision may be made of less, as TensorFloat-32 is.
-        wide = torch.get_float32_matmul_precision() != "highest"
-        self.rough_ND = self._features_ND.to(torch.float64 if wide else torch.float32)
+        self.rough_ND = self._features_ND.to(_rough_dtype())
         self.unit = 2.0**self._exponent
         if abs(self._exponent) > _FAR:  # products might be too large, or too small
             self.rough_ND = (self._features_ND.double() / self.unit).to(self.rough_ND.dtype)
@@ -175,6 +175,15 @@ def _checked(right_CN: Tensor, tile: slice, item_ND: Tensor) -> Tensor:
         index = tile.start + int(answered_C.logical_not().nonzero()[0])
         raise DataError(f"query {index} has no right item: remove it or mend its labels")
     return right_CN
+
+
+def _rough_dtype() -> torch.dtype:
+    """Single precision, unless its products may be made of less, as TensorFloat-32 is."""
+    try:
+        is_single = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for one backend in another way
+        is_single = False
+    return torch.float32 if is_single else torch.float64
 
 
 def _lowest(rows: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class LoTLIP(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Image features [B, D] and text features [B, N, D] of a training batch.
 
-        `images` are [B, 3, H, W], or what the image tower made of them: [B, its width].
+        `images` are [B, 3, H, W], or what the image tower made of them: [B, its width]. Ids are
+        best left on the processor, see `pack`.
         """
         pixels = images.ndim == 4
         image_BD = self.encode_image(images) if pixels else self.project_image(images)
@@ -127,7 +128,10 @@ class LoTLIP(nn.Module):
 
     def _text_features(self, ids_NL: Tensor, has_corners_N: Tensor) -> Tensor:
         """[CLS] of each text and, of those that have them, the corner tokens; text by text."""
+        device = self.logit_scale.device
+        if len(ids_NL) == 0:
+            return torch.zeros(0, self.config.embed_dim, device=device)
         with record_function("text tower"):
-            texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N)
+            texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N, device)
             projected = self.text_projection(self.text_tower(texts))
         return F.normalize(projected.float(), dim=-1)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lotlip.errors import DataError
+
 PAD_ID = 0
 
 
@@ -68,15 +70,22 @@ class PackedTexts:
 
 
 def pack(
-    ids_NL: Tensor, num_corner_tokens: int, has_corners_N: Tensor | None = None
+    ids_NL: Tensor,
+    num_corner_tokens: int,
+    has_corners_N: Tensor | None = None,
+    device: torch.device | str = "cpu",
 ) -> PackedTexts:
     """Texts as the tokenizer makes them, [CLS] and then the corner tokens first, without padding.
 
-    `has_corners_N` says of which texts the corner tokens are read; without it, of all. The lengths
-    must be known to this process: ids on a GPU are fetched from it, and the result is put there.
+    `has_corners_N` says of which texts the corner tokens are read; without it, of all. This is done
+    by the processor, best on ids that are not on a GPU yet; what comes out is put on the `device`.
+    Raises: DataError if a text doesn't begin with a token.
     """
-    device, m = ids_NL.device, num_corner_tokens
+    m = num_corner_tokens
     ids_NL = ids_NL.cpu()
+    empty_N = ids_NL[:, 0] == PAD_ID
+    if empty_N.any():
+        raise DataError(f"text {int(empty_N.nonzero()[0])} of the batch is nothing but padding")
     has_corners_N = torch.full((len(ids_NL),), m > 0) if has_corners_N is None else has_corners_N
     positions_L = torch.cat(
         [torch.arange(1, 1 + m), torch.tensor([0]), torch.arange(1 + m, ids_NL.shape[1])]

@@ -10,6 +10,7 @@ Shape suffixes: B images, S captions.
 from __future__ import annotations
 
 import itertools
+import re
 
 import torch
 from torch import Tensor
@@ -21,14 +22,14 @@ _FORWARD, _LEARNING = 1, 3
 _STEM_CHANNELS = (3, 24, 48, 64)
 _PEAK_BF16 = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
 }
-"""Dense tensor-core operations a second of data centre cards, by their makers' data sheets."""
+"""Dense tensor-core operations a second of data centre cards, by their makers' data sheets; of
+names that contain each other, the longer one first."""
 
 
 def step_flops(
@@ -72,15 +73,25 @@ def text_flops(config: TextTowerConfig, *, rows: Tensor, num_read: Tensor) -> Te
     layer = rows * 24 * width**2 + 4 * rows**2 * width
     last = rows * 4 * width**2 + num_read * 20 * width**2 + 4 * num_read * rows * width
     pooler = num_read * 2 * width**2
-    return _LEARNING * ((config.num_layers - 1) * layer + last + pooler)
+    # Gradients go through locked layers if corner tokens, which always learn, are below them.
+    through = 2 * _FORWARD if config.num_corner_tokens else _FORWARD
+    locked = config.num_layers if config.locked_layers == -1 else config.locked_layers
+    of_layers = [layer] * (config.num_layers - 1) + [last]
+    total = through * sum(of_layers[:locked]) + _LEARNING * sum(of_layers[locked:])
+    return total + (through if config.locked_layers == -1 else _LEARNING) * pooler
 
 
 def peak_flops(device: torch.device) -> float:
     """Operations a second of the device in bf16; 0 where that isn't known."""
     if device.type != "cuda":
         return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((peak for card, peak in _PEAK_BF16.items() if card in name), 0.0)
+    return peak_of_card(torch.cuda.get_device_name(device))
+
+
+def peak_of_card(name: str) -> float:
+    """By the name that its driver gives it; 0 for cards that aren't known."""
+    found = (peak for card, peak in _PEAK_BF16.items() if re.search(rf"\b{card}\b", name))
+    return next(found, 0.0)
 
 
 def _stem_flops(config: ImageTowerConfig) -> list[float]:

@@ -48,7 +48,8 @@ class LoopConfig:
     """Weights, order of samples, drawn captions and augmentation are functions of it."""
     micro_batch: int = 0
     """Images of a worker that are computed at a time, where its whole share of a batch takes too
-    much memory; the gradient is the same, the towers run forward twice. 0: all at once."""
+    much memory; the gradient is the same, but for dropout, which each part draws for itself. The
+    towers run forward twice. 0: all at once."""
     recompute: bool = False
     """Compute the towers' layers again in backward, rather than keep what it needs of them."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lotlip.errors import ConfigError, LotlipError
@@ -17,6 +18,7 @@ from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
 from lotlip_platform.cluster import connected
 from lotlip_platform.listener import Watch
+from lotlip_platform.scaling import worker_counts
 from lotlip_platform.train import checked_data, make_tokenizer, training_data
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import initial_model, source_of
@@ -63,14 +65,11 @@ def profile_training(
     """
     if num_steps < 1:
         raise ConfigError(f"--steps {num_steps} must be 1 or more")
-    workers, _ = config.cluster.fewest_and_most
-    batch = config.train.global_batch // workers
-    total = (num_steps + _WARM_UP) * batch
-    loop = replace(config.train, global_batch=batch, num_samples=total)
-    config = replace(config, train=loop)
     manifest = checked_data(config)
     tokenizer = make_tokenizer(config, manifest)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = _of_one_worker(config, num_steps + _WARM_UP)
+    loop = config.train
+    device = torch.device("cuda" if config.cluster.gpus_per_worker else "cpu")
     model = initial_model(config, tokenizer)
     with connected() if config.data.features else nullcontext():
         data = training_data(config, manifest, model.image_tower, on_event)
@@ -94,6 +93,20 @@ def profile_training(
     return _profile(profiler, taken, trace, peak_flops(device))
 
 
+def _of_one_worker(config: TrainConfig, num_steps: int) -> TrainConfig:
+    """With its share of the batch and of the streams."""
+    data, loop = config.data, config.train
+    workers = worker_counts(config.cluster, data.order.num_streams)[0]
+    batch = loop.global_batch // workers
+    order = replace(data.order, num_streams=data.order.num_streams // workers)
+    return replace(
+        config,
+        data=replace(data, order=order),
+        train=replace(loop, global_batch=batch, num_samples=num_steps * batch),
+        cluster=replace(config.cluster, num_workers=1),
+    )
+
+
 def table(found: Profile) -> str:
     """For people."""
     lines = [f"{'part of a step':<16}{'ms':>9}{'share':>8}"]
@@ -114,10 +127,14 @@ def _profile(profiler: profile, taken: Sequence[Step], trace: Path, peak: float)
     seconds = sum(step.step_s for step in taken)
     averages = profiler.key_averages()
     on_gpu = any(event.device_time_total for event in averages)
-    time_of = {
-        event.key: (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
-        for event in averages
-    }
+    time_of: dict[str, float] = {}
+    for event in averages:
+        if event.device_type == DeviceType.CPU:
+            spent = event.device_time_total if on_gpu else event.cpu_time_total
+            # A GPU's backward is started by a thread of its own.
+            is_backward = on_gpu and event.key.startswith("autograd::engine::evaluate_function")
+            name = "backward" if is_backward else event.key
+            time_of[name] = time_of.get(name, 0.0) + spent / 1e6
     parts = {"data": sum(step.data_wait_s for step in taken)}
     parts |= {name: time_of.get(name, 0.0) for name in _PARTS}
     parts["rest"] = max(0.0, seconds - sum(parts.values()))

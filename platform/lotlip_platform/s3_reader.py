@@ -20,6 +20,8 @@ from lotlip.errors import DataError
 MAX_FRUITLESS_ATTEMPTS = 8
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+_LOOKS = 4
+"""At a size that isn't the right one, before it is believed: one answer may be wrong."""
 READ_BYTES = 64 * 1024
 """Bytes asked of the network at once: what a break can waste."""
 
@@ -81,16 +83,17 @@ class ResumingReader(io.RawIOBase):
         is noticed at the first byte.
         """
         super().__init__()
-        self._source = source
+        self._source, self._num_bytes = source, num_bytes
         self._position = start
         self._fruitless = 0
         self._body: Body | None = None
+        self._is_told = num_bytes is not None and bool(etag)
+        """Whether the version is the caller's; each request is tied to it."""
+        self._has_begun = False
         if num_bytes is not None and etag:
-            self._version = ObjectVersion(num_bytes, etag)  # each request is tied to it
-            return
-        self._version = self._insist(source.stat)
-        if num_bytes is not None and num_bytes != self._version.num_bytes:
-            raise DataError(wrong_size(source.uri, self._version.num_bytes, num_bytes))
+            self._version = ObjectVersion(num_bytes, etag)
+        else:
+            self._version = self._looked_up()
 
     def readable(self) -> bool:
         return True
@@ -117,11 +120,25 @@ class ResumingReader(io.RawIOBase):
 
     def _read_chunk(self, wanted: int) -> bytes:
         if self._body is None:
+            if self._fruitless and not self._has_begun and not self._is_told:
+                self._version = self._source.stat()  # what it told before may have been wrong
             self._body = self._source.open_at(self._position, self._version)
         chunk = self._body.read(wanted)
         if not chunk:
             raise Interrupted("the response ended early")
+        self._has_begun = True
         return chunk
+
+    def _looked_up(self) -> ObjectVersion:
+        """Raises: DataError if the object's size isn't that which the caller relies on."""
+        version = self._insist(self._source.stat)
+        for _ in range(_LOOKS - 1):
+            if self._num_bytes in (None, version.num_bytes):
+                break
+            version = self._insist(self._source.stat)
+        if self._num_bytes is not None and self._num_bytes != version.num_bytes:
+            raise DataError(wrong_size(self._source.uri, version.num_bytes, self._num_bytes))
+        return version
 
     def _check_end(self) -> None:
         try:

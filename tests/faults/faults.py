@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from rig import Episode, Rig, Trainee
 
 Act = Callable[[Rig, Trainee, random.Random], Episode | None]
-"""What begins an episode of S3 returns it."""
+"""What begins an episode of S3 returns it. Raises: NothingThere."""
+
+
+class NothingThere(Exception):
+    """There is nothing at present that could be broken in this way."""
+
 
 MLFLOW_AWAY_S = 25.0  # longer than a request waits
 
@@ -26,7 +31,14 @@ def freeze_worker(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
 
 
 def _signal_worker(trainee: Trainee, rng: random.Random, number: signal.Signals) -> None:
-    os.kill(rng.choice(trainee.workers())["pid"], number)
+    """To a worker; there may be none, in the middle of a start."""
+    workers = trainee.workers()
+    if not workers:
+        raise NothingThere
+    try:
+        os.kill(rng.choice(workers)["pid"], number)
+    except ProcessLookupError as error:
+        raise NothingThere from error
 
 
 def kill_trainer(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
@@ -54,10 +66,11 @@ def freeze_mlflow(rig: Rig, trainee: Trainee, rng: random.Random) -> None:
 
 
 def _mlflow_away(rig: Rig, number: signal.Signals, heal: Callable[[], None]) -> None:
-    """For a while; if it is away already, it stays so for longer."""
-    if rig.heal_mlflow is None:
-        rig.mlflow.signal(number)
-        rig.heal_mlflow = heal
+    """For a while."""
+    if rig.heal_mlflow is not None:  # it is away already
+        raise NothingThere
+    rig.mlflow.signal(number)
+    rig.heal_mlflow = heal
     rig.mlflow_back_at = time.monotonic() + MLFLOW_AWAY_S
 
 
@@ -80,13 +93,11 @@ class Kind:
     """How often it is drawn."""
     is_deadly: bool = False
     """Whether a process of the run dies of it."""
-    needs_worker: bool = False
-    """Whether it waits until a worker lives: the run may be in the middle of starting them."""
 
 
 KINDS = (
-    Kind("kill -9 of a worker", kill_worker, 3, is_deadly=True, needs_worker=True),
-    Kind("frozen worker (SIGSTOP)", freeze_worker, 1, is_deadly=True, needs_worker=True),
+    Kind("kill -9 of a worker", kill_worker, 3, is_deadly=True),
+    Kind("frozen worker (SIGSTOP)", freeze_worker, 1, is_deadly=True),
     Kind("kill -9 of the trainer process", kill_trainer, 2, is_deadly=True),
     Kind("kill -9 of a whole node", kill_node, 2, is_deadly=True),
     Kind("SIGTERM", stop_run, 2, is_deadly=True),

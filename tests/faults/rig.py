@@ -48,9 +48,9 @@ class Episode:
 
     def is_for(self, method: str, path: str) -> bool:
         """Whether it can do anything to such a request."""
-        if self.fault in ("503", "reset"):
-            return True
         is_head = method == "HEAD"
+        if self.fault in ("503", "reset"):
+            return self.fault == "503" or not is_head
         is_read = (is_head or method == "GET") and "list-type" not in path
         return is_read and (not is_head or "length" in self.fault)  # there is no body to cut
 
@@ -115,10 +115,10 @@ class Rig:
 
     def stop(self) -> None:
         self._stack.close()
-
-    def at_the_end(self, what: Callable[[], None]) -> None:
-        """Call it when all of this stops."""
-        self._stack.callback(what)
+        for process in psutil.process_iter(["cmdline"]):  # training processes, and what they left
+            if any(str(self.folder) in part for part in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def add_node(self) -> None:
         self.nodes.append(self._cluster.add_node(**NODE))
@@ -179,7 +179,6 @@ class Trainee:
         self.highest = 0
         """The last step so far."""
         self.start()
-        rig.at_the_end(self.kill)
 
     def start(self) -> None:
         log = (self._rig.folder / "trainee.log").open("ab")
@@ -207,9 +206,9 @@ class Trainee:
         return new
 
     def workers(self) -> list[dict[str, Any]]:
-        """`pid` and `node` of those that live."""
+        """`pid` and `node` of those that live, and aren't frozen."""
         born = {event["rank"]: event for event in self.events if event["kind"] == "born"}
-        return [event for event in born.values() if _is_worker(event["pid"])]
+        return [event for event in born.values() if _is_at_work(event["pid"])]
 
     @property
     def last_words(self) -> str:
@@ -224,15 +223,13 @@ class Trainee:
         self.look()
         return self.process.wait(1)
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
-
-def _is_worker(pid: int) -> bool:
-    """Whether there is a process of Ray with this number, which may be another's by now."""
+def _is_at_work(pid: int) -> bool:
+    """Whether it is a process of Ray, as the number may be another's by now, and not frozen."""
     with contextlib.suppress(psutil.Error):
-        return any("ray::" in part for part in psutil.Process(pid).cmdline())
+        process = psutil.Process(pid)
+        is_ours = any("ray::" in part for part in process.cmdline())
+        return is_ours and process.status() != psutil.STATUS_STOPPED
     return False
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
 
-from faults import Kind, draw
+from faults import Kind, NothingThere, draw
 from report import Report, printed, write_report
 from rig import BUCKET, Episode, Rig, Trainee, rig
 
@@ -170,12 +170,14 @@ def one_round(services: Rig, base: Base, name: str, num_faults: int, rng: random
         is_due = trainee.highest >= due_steps[count]
         if is_due or (due_at is not None and time.monotonic() > due_at):
             kind = kinds[count]
-            if kind.needs_worker and not trainee.workers():
+            fault = Injected(kind, time.time(), trainee.highest, has_workers=not kind.is_deadly)
+            try:
+                fault.episode = kind.act(services, trainee, rng)
+            except NothingThere:  # later
+                kinds.append(kinds.pop(count))
                 continue
             say(f"{name}, step {trainee.highest}: {kind.name}")
-            fault = Injected(kind, time.time(), trainee.highest, has_workers=not kind.is_deadly)
             done.faults.append(fault)
-            fault.episode = kind.act(services, trainee, rng)
             # The next one may come before the run is back.
             soon = rng.random() < AT_ONCE
             due_at = time.monotonic() + rng.uniform(0.0, 15.0) if soon else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def test_the_parts_of_a_step_add_up_to_it(data: str, tmp_path: Path):
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert names >= {"text tower", "backward"}
     assert "backward" in table(found)
+
+
+def test_one_of_as_many_workers_as_there_are_streams_can_be_profiled(data: str, tmp_path: Path):
+    config = config_of(data)
+    config = replace(config, cluster=replace(config.cluster, num_workers=(3, 8)))
+    found = profile_training(config, tmp_path / "t.json", num_steps=1, on_event=print)
+    assert found.samples_per_s == pytest.approx(8 / found.step_s)  # four fit: 32 / 4
 
 
 def test_the_command_prints_a_table_or_json(data: str, tmp_path: Path, capsys):

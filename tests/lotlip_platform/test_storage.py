@@ -215,6 +215,17 @@ def test_a_size_that_the_server_understates_is_never_believed(
         open_store(store.uri).read("x")
 
 
+@pytest.mark.parametrize("num_bytes", [None, 700_000])
+def test_a_size_that_was_understated_once_is_asked_for_again(
+    store: S3Store, faulty, short_pauses: None, num_bytes: int | None
+) -> None:
+    store.write("a.tar", DATA)
+    proxy = faulty(first_reads("short_length", command="HEAD"))
+    with store.open("a.tar", num_bytes=num_bytes) as file:
+        assert file.read() == DATA
+    assert proxy.faults == ["short_length"]
+
+
 def test_a_server_that_never_recovers_ends_in_one_line(
     store: S3Store, faulty, short_pauses: None
 ) -> None:

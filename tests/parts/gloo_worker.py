@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from lotlip import distributed
+from lotlip import distributed, losses
 from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model import PRESETS, LoTLIP
 
@@ -96,7 +96,8 @@ def gather_cases(rank: int, world: int) -> dict[str, torch.Tensor]:
 
 
 def feature_case(loss: str, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """A loss by itself: its gradients by features that all differ."""
+    """A loss by itself, in several tiles: its gradients by features that all differ."""
+    losses._TILE = 5 * 64
     image, text, scale, bias = (value.float().requires_grad_() for value in make_features())
     own = slice(rank * len(image) // world, (rank + 1) * len(image) // world)
     if loss == "sigmoid":

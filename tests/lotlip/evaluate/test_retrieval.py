@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from lotlip.errors import ConfigError, DataError
-from lotlip.evaluate.ranks import ranks_both_ways, retrieval_ranks
+from lotlip.evaluate.ranks import _Scores, ranks_both_ways, retrieval_ranks
 from lotlip.evaluate.retrieval import (
     Interval,
     bootstrap,
@@ -99,9 +99,12 @@ def test_products_of_lower_precision_are_not_relied_on():
     query, item = torch.randn(2, 90, 16, generator=torch.Generator().manual_seed(8))
     labels = torch.arange(90)
     ranks = retrieval_ranks(query, item, (labels, labels))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(retrieval_ranks(query, item, (labels, labels)), ranks)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
+        assert _Scores(query, item).rough(slice(0, 9)).dtype == torch.float64
         assert torch.equal(retrieval_ranks(query, item, (labels, labels)), ranks)
     finally:
         torch.set_float32_matmul_precision(before)

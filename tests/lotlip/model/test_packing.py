@@ -9,6 +9,7 @@ import torch
 from plain_text_tower import plain_text_tower
 from torch import Tensor
 
+from lotlip.errors import DataError
 from lotlip.model import PRESETS, LoTLIP
 from lotlip.model.packing import PAD_ID, pack
 
@@ -100,3 +101,23 @@ def test_a_padding_token_within_a_text_is_left_out():
     ids = torch.tensor([[2, *corners, 8, 0, 9, 3, 0]])
     expected = plain_text_tower(model.text_tower, ids)[0]
     torch.testing.assert_close(model.text_tower(pack(ids, 2)), expected, atol=1e-5, rtol=0)
+
+
+def test_ids_need_not_be_where_the_model_is():
+    """The meta device stands for a GPU: what is on another one cannot be mixed with it."""
+    model = model_of(2).to("meta")
+    ids = random_ids(2, 4, 30, torch.Generator().manual_seed(0)).unflatten(0, (2, 2))
+    assert ids.device.type == "cpu"
+    features = model.encode_captions(ids)
+    assert features.device.type == "meta"
+    assert features.shape == (2, 4, 32)
+    assert model.encode_text(ids[:, 0]).device.type == "meta"
+
+
+def test_no_text_has_no_feature_and_an_empty_one_is_an_error():
+    model = model_of(2)
+    assert model.encode_text(torch.zeros(0, 10, dtype=torch.long)).shape == (0, 32)
+    ids = random_ids(2, 3, 20, torch.Generator().manual_seed(0))
+    ids[1] = PAD_ID
+    with pytest.raises(DataError, match="text 1 of the batch is nothing but padding"):
+        model.encode_text(ids)

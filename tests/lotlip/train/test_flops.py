@@ -10,7 +10,43 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lotlip.model import PRESETS, LoTLIP
-from lotlip.train.flops import peak_flops, step_flops
+from lotlip.model.packing import pack
+from lotlip.train.flops import peak_flops, peak_of_card, step_flops, text_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 0.0),
+        ("NVIDIA RTX A1000", 0.0),
+        ("NVIDIA A10G", 0.0),
+    ],
+)
+def test_cards_are_known_by_their_whole_names(name, peak):
+    assert peak_of_card(name) == peak
+
+
+@pytest.mark.parametrize("locked_layers", [-1, 1])
+@pytest.mark.parametrize("m", [0, 2])
+def test_locked_layers_of_texts_cost_less(m, locked_layers):
+    config = PRESETS["small"].text
+    config = dataclasses.replace(config, num_corner_tokens=m, locked_layers=locked_layers)
+    model = LoTLIP(dataclasses.replace(PRESETS["small"], text=config)).train()
+    ids = torch.full((3, 60), 7)
+    ids[:, 1 : 1 + m] = torch.arange(config.vocab_size, config.vocab_size + m)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pooled = model.text_tower(pack(ids, m))
+        if pooled.requires_grad:
+            pooled.sum().backward()
+    rows, num_read = torch.full((3,), 60.0), torch.full((3,), 1.0 + m)
+    expected = float(text_flops(config, rows=rows, num_read=num_read).sum())
+    # Where nothing below learns, the gradient stops half-way through the first layer that does.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("short_first", [True, False])
