@@ -40,9 +40,7 @@ def multi_text_loss(
     gradients averaged over the workers (as DistributedDataParallel does) equal those of a single
     worker with the whole batch.
     """
-    num_images, num_texts, _ = text_BND.shape
-    weights = [1.0] + [long_weight] * (num_texts - 1)
-    shares = [weight / (2 * num_images * sum(weights)) for weight in weights]
+    shares = [share / 2 for share in _shares(text_BND, long_weight)]  # both ways
     text_GND = distributed.gather(text_BND.float())
     loss: Tensor = _InfoNCE.apply(scale, image_BD.float(), text_GND, shares)  # type: ignore[assignment]
     return loss
@@ -61,12 +59,17 @@ def multi_text_sigmoid_loss(
     Each pair of an image and a text is judged by itself: whether they belong together. `bias` is
     added to the scaled cosines; all else is as in `multi_text_loss`.
     """
-    num_images, num_texts, _ = text_BND.shape
-    weights = [1.0] + [long_weight] * (num_texts - 1)
-    shares = [weight / (num_images * sum(weights)) for weight in weights]
+    shares = _shares(text_BND, long_weight)
     text_GND = distributed.gather(text_BND.float())
     loss: Tensor = _Sigmoid.apply(scale, bias, image_BD.float(), text_GND, shares)  # type: ignore[assignment]
     return loss
+
+
+def _shares(text_BND: Tensor, long_weight: float) -> list[float]:
+    """Of one image in a mean over images and text features, by text feature."""
+    num_images, num_texts, _ = text_BND.shape
+    weights = [1.0] + [long_weight] * (num_texts - 1)
+    return [weight / (num_images * sum(weights)) for weight in weights]
 
 
 class _InfoNCE(torch.autograd.Function):

@@ -112,9 +112,7 @@ class _Scores:
     def exact(self, query_P: Tensor, item_P: Tensor, tile: slice) -> Tensor:
         """Of pairs of the tile, as fractions: [P]."""
         if len(query_P) * _FEW > (tile.stop - tile.start) * len(self._item.rough_ND):
-            every = torch.arange(len(self._item.rough_ND), device=item_P.device)
-            queries = torch.arange(tile.start, tile.stop, device=item_P.device)
-            scores_CN = self._query.exact(queries) @ self._item.exact(every).T
+            scores_CN = self._query.exact(tile) @ self._item.exact(slice(None)).T
             return scores_CN[query_P - tile.start, item_P]
         pieces = zip(query_P.split(_PAIRS_AT_ONCE), item_P.split(_PAIRS_AT_ONCE), strict=True)
         dots = [torch.linalg.vecdot(self._query.exact(q), self._item.exact(i)) for q, i in pieces]
@@ -154,7 +152,7 @@ class _Side:
             self.rough_ND = (self._features_ND.double() / self.unit).to(self.rough_ND.dtype)
             self.unit = 1.0
 
-    def exact(self, rows: Tensor) -> Tensor:
+    def exact(self, rows: Tensor | slice) -> Tensor:
         """Some rows in float64, as multiples of 2**-26 of a length, none being longer."""
         rows_PD = self._features_ND[rows].double()
         scaled_PD = rows_PD * math.ldexp(1.0, _SCORE_BITS - self._exponent)

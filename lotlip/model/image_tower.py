@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from lotlip.model.config import ImageTowerConfig
 from lotlip.model.recomputing import through
 
+CONV_STEM_CHANNELS = (3, 24, 48, 64)
+"""Behind each halving of the image, up to the last one, which gives the width."""
+
 _NORM_EPS = 1e-6  # timm's
 
 
@@ -85,7 +88,7 @@ class ConvStem(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = (3, 24, 48, 64, width)
+        channels = (*CONV_STEM_CHANNELS, width)
         for num_in, num_out in itertools.pairwise(channels[:-1]):
             layers += [
                 nn.Conv2d(num_in, num_out, 3, stride=2, padding=1, bias=False),

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lotlip.model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from lotlip.model.image_tower import CONV_STEM_CHANNELS
 
 _FORWARD, _LEARNING = 1, 3
 """Backward costs twice the forward pass where something learns."""
-_STEM_CHANNELS = (3, 24, 48, 64)
 _PEAK_BF16 = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -33,7 +33,7 @@ names that contain each other, the longer one first."""
 
 
 def step_flops(
-    config: ModelConfig, *, lengths_BS: Tensor, short_first: bool, pixels: bool
+    config: ModelConfig, lengths_BS: Tensor, *, short_first: bool, pixels: bool
 ) -> float:
     """Of a batch with captions of so many tokens, control and corner tokens included.
 
@@ -99,7 +99,7 @@ def _stem_flops(config: ImageTowerConfig) -> list[float]:
     if config.stem == "patch":
         return [config.num_patches * 2 * 3 * config.patch_size_px**2 * config.width]
     sides = [config.image_size_px // 2**halvings for halvings in range(1, 5)]
-    pairs = itertools.pairwise((*_STEM_CHANNELS, config.width))
+    pairs = itertools.pairwise((*CONV_STEM_CHANNELS, config.width))
     return [
         side**2 * 2 * 9 * n_in * n_out for side, (n_in, n_out) in zip(sides, pairs, strict=True)
     ]

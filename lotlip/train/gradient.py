@@ -125,9 +125,7 @@ def take_gradient(
             stand_in = (text_BND * grad_text_BND[rows]).sum()
             stand_in = stand_in + (image_BD * grad_image_BD[rows]).sum()
             if is_last:
-                stand_in = stand_in + sum(
-                    (p * grad).sum() for p, grad in zip(own, grads, strict=True)
-                )
+                stand_in = stand_in + sum(p * grad for p, grad in zip(own, grads, strict=True))
             with record_function("backward"):
                 stand_in.backward()
     return loss.detach(), watch

@@ -143,7 +143,7 @@ def train_steps(
     """
     state.model.image_tower.recomputes = state.model.text_tower.recomputes = loop.recompute
     model = distributed.data_parallel(state.model).train()
-    steps_per_epoch = source.epoch(0).steps
+    steps_per_epoch, short_first = source.epoch(0).steps, source.captions.short_caption
     allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
     while state.step < loop.num_steps:
         epoch = state.step // steps_per_epoch
@@ -151,13 +151,11 @@ def train_steps(
         for batch in _rest_of_epoch(state, source, data.num_loader_processes):
             waited = time.perf_counter() - began
             lr = learning_rate(optim, state.step + 1, loop.num_steps)
-            done = _update(
-                state, model, batch, source.captions.short_caption, lr, loop, optim, to_stop()
-            )
+            done = _update(state, model, batch, short_first, lr, loop, optim, to_stop())
             state.step += 1
             allowance.count(done.num_bad, is_first=state.step - 1 == epoch * steps_per_epoch)
             anew = (state.step - 1) % loop.log_every_steps == 0
-            lengths_BS = (batch.ids_BSL != 0).sum(dim=2)
+            lengths_BS, pixels = (batch.ids_BSL != 0).sum(dim=2), batch.images.ndim == 4
             yield Step(
                 step=state.step,
                 epoch=epoch,
@@ -169,10 +167,7 @@ def train_steps(
                 num_samples=len(batch.keys),
                 num_tokens=int(lengths_BS.sum()),
                 flops=step_flops(
-                    state.model.config,
-                    lengths_BS=lengths_BS,
-                    short_first=source.captions.short_caption,
-                    pixels=batch.images.ndim == 4,
+                    state.model.config, lengths_BS, short_first=short_first, pixels=pixels
                 ),
                 data_wait_s=waited,
                 own_s=waited + done.features_s,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lotlip.errors import ConfigError, LotlipError
@@ -129,7 +128,7 @@ def _profile(profiler: profile, taken: Sequence[Step], trace: Path, peak: float)
     on_gpu = any(event.device_time_total for event in averages)
     time_of: dict[str, float] = {}
     for event in averages:
-        if event.device_type == DeviceType.CPU:
+        if event.device_type.name == "CPU":
             spent = event.device_time_total if on_gpu else event.cpu_time_total
             # A GPU's backward is started by a thread of its own.
             is_backward = on_gpu and event.key.startswith("autograd::engine::evaluate_function")

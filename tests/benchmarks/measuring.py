@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 Work = Callable[[], object]
@@ -28,6 +29,34 @@ class Row:
     """The most memory it took beyond what was there before; 0 if not measured."""
     theirs_mib: float = 0.0
     goal: str = ""
+
+
+def compared(
+    work: Callable[..., Work],
+    *arguments: object,
+    what: str,
+    yardstick: str,
+    goal: str,
+    tolerance: float,
+    with_memory: bool = True,
+    repeats: int = 3,
+) -> Row:
+    """`work("ours", *arguments)` against `work("theirs", *arguments)`, which must agree."""
+    ours, theirs = (work(side, *arguments) for side in ("ours", "theirs"))
+    np.testing.assert_allclose(ours(), theirs(), atol=tolerance, rtol=0)  # type: ignore[arg-type]
+    ours_s, theirs_s = medians(ours, theirs, repeats=repeats)
+    ours_mib, theirs_mib = (
+        peak_mib(work, side, *arguments) if with_memory else 0.0 for side in ("ours", "theirs")
+    )
+    return Row(
+        what=what,
+        yardstick=yardstick,
+        ours_s=ours_s,
+        theirs_s=theirs_s,
+        ours_mib=ours_mib,
+        theirs_mib=theirs_mib,
+        goal=goal,
+    )
 
 
 def medians(*competitors: Work, repeats: int = 5) -> list[float]:

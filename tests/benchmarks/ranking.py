@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import torch
-from measuring import Row, Work, medians, peak_mib
+from measuring import Row, Work, compared
 from torch.nn import functional as F
 
 from lotlip.evaluate.ranks import ranks_both_ways
 
 NUM_PAIRS, WIDTH = 10_000, 768
-REPEATS = 3
 
 
 def rows() -> list[Row]:
-    ours, theirs = (work(side) for side in ("ours", "theirs"))
-    assert ours() == theirs()
-    ours_s, theirs_s = medians(ours, theirs, repeats=REPEATS)
     return [
-        Row(
+        compared(
+            work,
             what=f"retrieval ranks both ways, {NUM_PAIRS} x {NUM_PAIRS}, D = {WIDTH}, exact ties",
             yardstick="full matrix + argsort, as open_clip does it",
-            ours_s=ours_s,
-            theirs_s=theirs_s,
-            ours_mib=peak_mib(work, "ours"),
-            theirs_mib=peak_mib(work, "theirs"),
             goal=">= 7x, <= 0.06x memory",
+            tolerance=0.0,
         )
     ]
 

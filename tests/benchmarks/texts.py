@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from measuring import Row, Work, medians, peak_mib
+from measuring import Row, Work, compared
 from plain_text_tower import plain_text_tower
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +19,6 @@ M, PADDED = 2, 128
 NUM_IMAGES, NUM_SCENES = 16, 24
 Lengths = Literal["mixed", "scenes"]
 YARDSTICK = "padded to 128, eager attention, dense mask, all rows of the last layer"
-REPEATS = 3
 
 
 def rows() -> list[Row]:
@@ -31,30 +30,24 @@ def rows() -> list[Row]:
 
 
 def _row(lengths: Lengths, *, backward: bool, goal: str) -> Row:
-    ours, theirs = (work(lengths, side, backward) for side in ("ours", "theirs"))
-    assert abs(ours() - theirs()) < 1e-3
-    ours_s, theirs_s = medians(ours, theirs, repeats=REPEATS)
-    ours_mib, theirs_mib = (
-        peak_mib(work, lengths, side, backward) if lengths == "mixed" and backward else 0.0
-        for side in ("ours", "theirs")
-    )
     of = {
         "mixed": f"{NUM_IMAGES} x (1 short caption of 11-19 tokens, 2 long ones of 40-80)",
         "scenes": f"{NUM_SCENES} x (1 short, 1 long caption of scenes)",
     }[lengths]
     passes = "forward + backward" if backward else "forward"
-    return Row(
+    return compared(
+        work,
+        lengths,
+        backward,
         what=f"text tower, {passes}, BERT-base size, m = {M}, {of}",
         yardstick=YARDSTICK,
-        ours_s=ours_s,
-        theirs_s=theirs_s,
-        ours_mib=ours_mib,
-        theirs_mib=theirs_mib,
         goal=goal,
+        tolerance=1e-3,
+        with_memory=lengths == "mixed" and backward,
     )
 
 
-def work(lengths: Lengths, side: str, backward: bool) -> Work:
+def work(side: str, lengths: Lengths, backward: bool) -> Work:
     """One pass over a batch of captions, in our way or in theirs."""
     torch.manual_seed(0)
     image = ImageTowerConfig(image_size_px=32, width=768, num_layers=1)  # is not used

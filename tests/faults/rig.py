@@ -181,16 +181,14 @@ class Trainee:
         self.start()
 
     def start(self) -> None:
-        log = (self._rig.folder / "trainee.log").open("ab")
         command = [sys.executable, str(Path(__file__).with_name("trainee.py"))]
         self.process = subprocess.Popen(
             [*command, str(self._config), str(self._file)],
             env=self._rig.environment(),
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        log.close()
 
     def look(self) -> list[dict[str, Any]]:
         """What was told since the last look."""

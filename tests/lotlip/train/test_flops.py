@@ -77,9 +77,9 @@ def test_the_formula_counts_what_torch_counts(preset, image, m, short_first):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         image_BD, text_BND = model(torch.rand(2, 3, size, size), ids, short_first)
         (image_BD.sum() + text_BND.sum()).backward()
-    expected = step_flops(config, lengths_BS=lengths, short_first=short_first, pixels=True)
+    expected = step_flops(config, lengths, short_first=short_first, pixels=True)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
-    without = step_flops(config, lengths_BS=lengths, short_first=short_first, pixels=False)
+    without = step_flops(config, lengths, short_first=short_first, pixels=False)
     assert without < expected
 
 
