@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -22,13 +23,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from lotlip.data.store import FolderStore, Store, Version
 from lotlip.errors import ConfigError, DataError
-from lotlip_platform.s3_errors import Place, code_of, endpoint_url, explained, status_of
+from lotlip_platform.s3_errors import (
+    TRANSIENT_CODES,
+    Place,
+    code_of,
+    endpoint_url,
+    explained,
+    status_of,
+)
 from lotlip_platform.s3_object import NETWORK_FAULTS, S3Object
 from lotlip_platform.s3_reader import ResumingReader
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 20.0
 CALL_ATTEMPTS = 5
+OVERLOADED_ATTEMPTS = 10
+"""Where the server is there, but says that it has too much to do: that passes."""
+OVERLOADED_PAUSE_S = 4.0
 POOL_CONNECTIONS = 32
 BUFFER_BYTES = 256 * 1024
 CALL_FAULTS = (*NETWORK_FAULTS, BotoCoreError, ClientError, Boto3Error)
@@ -201,9 +212,21 @@ class _Clients:
                 if f"AWS_{key.upper()}" not in os.environ:
                     options[key] = "when_required"
         try:
-            return boto3.Session().client("s3", config=Config(**options))
+            client = boto3.Session().client("s3", config=Config(**options))
         except (BotoCoreError, ValueError) as error:
             raise explained(error, place, "reach") from error
+        if attempts > 1:
+            client.meta.events.register("needs-retry.s3", _pause_if_overloaded)
+        return client
+
+
+def _pause_if_overloaded(response: Any, attempts: int, **_: Any) -> float | None:
+    """Seconds until another attempt, if boto3 itself would make none."""
+    error = ClientError(response[1] if response else {}, "")
+    is_overloaded = (status_of(error) or 0) >= 500 or code_of(error) in TRANSIENT_CODES
+    if is_overloaded and attempts < OVERLOADED_ATTEMPTS:
+        return OVERLOADED_PAUSE_S * random.uniform(0.5, 1.0)
+    return None
 
 
 @contextmanager

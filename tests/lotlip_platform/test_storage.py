@@ -15,7 +15,7 @@ import pytest
 
 from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
-from lotlip_platform import s3_reader
+from lotlip_platform import s3_reader, storage
 from lotlip_platform.storage import S3Store, ensure_bucket, open_store
 
 DATA = random.Random(0).randbytes(700_000)
@@ -224,6 +224,21 @@ def test_a_size_that_was_understated_once_is_asked_for_again(
     with store.open("a.tar", num_bytes=num_bytes) as file:
         assert file.read() == DATA
     assert proxy.faults == ["short_length"]
+
+
+def test_an_overloaded_server_gets_more_time_than_one_that_is_not_there(
+    store: S3Store, faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("x", DATA)
+    monkeypatch.setattr(storage, "CALL_ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "OVERLOADED_PAUSE_S", 0.01)
+    proxy = faulty(first_reads(*["503"] * 7, command="HEAD"))
+    assert open_store(store.uri).exists("x")
+    assert proxy.faults == ["503"] * 7
+    proxy.choose = first_reads(*["503"] * 99, command="HEAD")
+    with pytest.raises(DataError, match=r"cannot look up .*/x: the endpoint .* is overloaded"):
+        open_store(store.uri).exists("x")
+    assert len(proxy.faults) == 7 + storage.OVERLOADED_ATTEMPTS
 
 
 def test_a_server_that_never_recovers_ends_in_one_line(
