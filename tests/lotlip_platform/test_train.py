@@ -298,6 +298,15 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_other_workers(
     assert trace_of(tmp_path) == trace_of(store)
 
 
+@pytest.fixture
+def _heeding_ctrl_c() -> Iterator[None]:
+    """A shell that starts a command in the background has it ignore SIGINT, which runs respect."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeding_ctrl_c")
 def test_a_second_signal_ends_the_run_at_once(data: Path, tmp_path: Path):
     def signal_twice(event: dict[str, Any]) -> None:
         if event["kind"] == "step":
