@@ -62,8 +62,10 @@ def compared(
 def medians(*competitors: Work, repeats: int = 5) -> list[float]:
     """CPU seconds of each, the median of repeats in which they take turns."""
     times: list[list[float]] = [[] for _ in competitors]
+    turns = list(zip(competitors, times, strict=True))
     for _ in range(repeats):
-        for run, taken in zip(competitors, times, strict=True):
+        turns.reverse()  # a machine that becomes slower or faster favours nobody
+        for run, taken in turns:
             began = time.process_time()
             run()
             taken.append(time.process_time() - began)
