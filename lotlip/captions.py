@@ -18,11 +18,13 @@ Caption = list[str]
 """The sentences of one caption, in order."""
 
 _LIST_MARKER = re.compile(r"\s*+(?:[-*•]|\d{1,2}[.)])\s++(?=\S)")
-_STOPS = re.compile(r"([.!?…。！？｡]++)([\"'”’»)\]*」』）】》]*+)")
-_CJK_STOPS = frozenset("。！？｡")
 _OPENERS = "\"'“‘«([*「『（【《"
-_NEXT_WORD = re.compile(rf"\s*+[{re.escape(_OPENERS)}]*+([^\W_]*+\.?+)")
-_LAST_WORD = re.compile(r"\S*\Z")
+# Stops, what closes with them, white space, and the next word with its full stop.
+_STOPS = re.compile(
+    r"([.!?…。！？｡]++)([\"'”’»)\]*」』）】》]*+)"
+    rf"(?=(\s*+)[{re.escape(_OPENERS)}]*+([^\W_]*+\.?+))"
+)
+_CJK_STOPS = frozenset("。！？｡")
 _LONGEST_WORD = 16  # characters looked at before a full stop; longer than any abbreviation
 
 # Never the end of a sentence: something always follows.
@@ -67,21 +69,19 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _ends_sentence(line: str, stop: re.Match[str]) -> bool:
-    stops, closers = stop.groups()
-    if not _CJK_STOPS.isdisjoint(stops):
+    stops, closers, space, next_word = stop.groups()
+    if stop.end() == len(line) or not _CJK_STOPS.isdisjoint(stops):
         return True
-    if stop.end() == len(line) or not line[stop.end()].isspace():
-        return stop.end() == len(line)
-    following = _NEXT_WORD.match(line, stop.end())
-    next_word = following[1] if following else ""
+    if not space:
+        return False
     if closers and next_word[:1].islower():
         return False  # "Stop!" he says
     if stops != ".":
         is_ellipsis = set(stops) <= {".", "…"}
         return not (is_ellipsis and next_word[:1].islower())
-    found = _LAST_WORD.search(line[max(0, stop.start() - _LONGEST_WORD) : stop.start()])
-    word = found[0].lstrip(_OPENERS) if found else ""
-    return _ends_after(word, next_word)
+    before = line[max(0, stop.start() - _LONGEST_WORD) : stop.start()]
+    word = before.split()[-1] if before and not before[-1].isspace() else ""
+    return _ends_after(word.lstrip(_OPENERS), next_word)
 
 
 def _ends_after(word: str, next_word: str) -> bool:

@@ -84,10 +84,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.num_rows = len(rows)
-        rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows)
-        return torch.cat(parts)
+        gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_single(gathered, rows.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ Shape suffixes: B images, H and W pixels, C channels.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -16,6 +19,10 @@ from torch import Tensor
 from lotlip.errors import ConfigError, DataError
 
 MAX_PIXELS = 100_000_000  # more is taken for an attack or a mistake
+_REDUCIBLE = ("JPEG", "MPO")
+_REDUCED = 1.25
+"""What is decoded at reduced size has at least so many times the pixels it is resized to, in each
+direction: it then differs from the whole image, resized, less than bilinear from bicubic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +45,23 @@ def decode(encoded: bytes) -> Image.Image:
 
     Raises: DataError if it isn't an image, is cut short, or is larger than MAX_PIXELS.
     """
-    try:
+    return _decoded(_opened(encoded))
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    """The image, of which only the header was read. Raises: DataError."""
+    with _explained():
         image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"image of {image.width} x {image.height} px is too large")
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"image of {image.width} x {image.height} px is too large")
+    return image
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    with _explained():
         image.load()
-    except UnidentifiedImageError as error:
-        raise DataError("image does not decode: it is of no known format") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image does not decode: {error}") from error
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits of grey at 255 rather than scale them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -57,22 +72,39 @@ def decode(encoded: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise DataError("image does not decode: it is of no known format") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image does not decode: {error}") from error
+
+
 def centre_crop(image: Image.Image, size_px: int) -> np.ndarray:
-    """The largest square in the middle, resized (bicubic) to [size, size, 3] uint8."""
+    """The largest square in the middle, resized (bicubic) to [size, size, 3] uint8, read-only."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return _resized(image, size_px, (left, top, left + side, top + side))
 
 
 def random_crop(
-    image: Image.Image, size_px: int, config: AugmentConfig, rng: np.random.Generator
+    encoded: bytes, size_px: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """A crop of random area, aspect ratio (3:4 to 4:3) and place, [size, size, 3] uint8.
+    """A crop of random area, aspect ratio (3:4 to 4:3) and place, [size, size, 3] uint8, read-only.
 
-    As timm's RandomResizedCrop, but one that doesn't fit is made to, rather than drawn again.
+    As timm's RandomResizedCrop, but one that doesn't fit is made to, rather than drawn again. A
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is enough for the crop. What isn't
+    augmented is the centre crop of the whole image, as in evaluation.
+
+    Raises: DataError, see `decode`.
     """
+    image = _opened(encoded)
+    if image.format not in _REDUCIBLE:
+        image = _decoded(image)  # which may change the size of some formats
     if config.min_crop_area == 1.0:
-        pixels = centre_crop(image, size_px)
+        pixels = centre_crop(_decoded(image), size_px)
     else:
         area = image.width * image.height * rng.uniform(config.min_crop_area, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -80,10 +112,20 @@ def random_crop(
         height = min(np.sqrt(area / ratio), image.height)
         left = rng.uniform(0, image.width - width)
         top = rng.uniform(0, image.height - height)
-        pixels = _resized(image, size_px, (left, top, left + width, top + height))
+        least = _REDUCED * size_px
+        scale = _reduce(image, image.width * least / width, image.height * least / height)
+        box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
+        pixels = _resized(_decoded(image), size_px, box)
     if config.flip and rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     return pixels
+
+
+def _reduce(image: Image.Image, width: float, height: float) -> float:
+    """Have the image decoded as small as leaves so many pixels, if it can be; by which factor."""
+    whole = image.width
+    drafted = image.draft(None, (ceil(width), ceil(height)))
+    return drafted[1][2] / whole if drafted else 1.0
 
 
 def normalise(pixels_BHWC: Tensor) -> Tensor:
@@ -97,4 +139,4 @@ def _resized(
     whole = box == (0, 0, size_px, size_px) and image.size == (size_px, size_px)
     if not whole:
         image = image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
-    return np.array(image)
+    return np.asarray(image)

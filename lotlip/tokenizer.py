@@ -15,6 +15,7 @@ import hashlib
 import html
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,14 @@ from lotlip.vocabulary import (
     read_bert_vocab,
 )
 
+# What BERT takes for words where nothing is to be cleaned: in printable ASCII.
+_PLAIN_WORDS = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9\s]")
+_MOST_KNOWN = 1 << 16  # words
+
 
 class Tokenizer:
-    """Turns captions into ids. Never changes after construction, so threads may share one."""
+    """Turns captions into ids. It remembers words, but never changes its mind: threads may share
+    one."""
 
     pad_id = 0
 
@@ -87,6 +93,7 @@ class Tokenizer:
         self._word_pieces = tokenizers.Tokenizer(WordPiece(dict(vocab), unk_token="[UNK]"))
         self._word_pieces.normalizer = BertNormalizer(lowercase=lowercase)
         self._word_pieces.pre_tokenizer = BertPreTokenizer()
+        self._known: dict[str, list[int]] = {}
 
     def encode(
         self, sentences_or_text: str | Sequence[str], *, official: bool = False
@@ -254,12 +261,34 @@ class Tokenizer:
         split = [_split_official(text) if official else _sentences(text) for text in texts]
         # Half a surrogate pair, as broken JSON escapes leave behind, is no character.
         flat = [text.encode(errors="ignore").decode() for sentences in split for text in sentences]
-        encodings = self._word_pieces.encode_batch_fast(flat, add_special_tokens=False)
-        pieces = iter([encoding.ids for encoding in encodings])
+        pieces = iter(self._pieces_of(flat))
         bodies = [list(itertools.islice(pieces, len(sentences))) for sentences in split]
         if not official:
             bodies = [_without_inner_stops(*pair) for pair in zip(split, bodies, strict=True)]
         return bodies
+
+    def _pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The pieces of each text; those of a plain word are looked up once."""
+        if len(self._known) > _MOST_KNOWN:
+            self._known = {}
+        known = self._known  # other threads may add to it
+        plain = [
+            _PLAIN_WORDS.findall(text) if text.isascii() and text.isprintable() else None
+            for text in texts
+        ]
+        unknown = list({word for words in plain if words for word in words if word not in known})
+        others = [text for text, words in zip(texts, plain, strict=True) if words is None]
+        encodings = self._word_pieces.encode_batch_fast(
+            [*unknown, *others], add_special_tokens=False
+        )
+        ids = iter([encoding.ids for encoding in encodings])
+        known.update((word, next(ids)) for word in unknown)
+        return [
+            next(ids)
+            if words is None
+            else list(itertools.chain.from_iterable(map(known.__getitem__, words)))
+            for words in plain
+        ]
 
     def _assemble(self, body: Iterable[list[int]]) -> list[int]:
         """The ids of a text, cut to context_length."""

@@ -27,7 +27,7 @@ from lotlip.data.sample import FEATURE_SUFFIX, from_members
 from lotlip.data.shards import DamagedShardError, RawSample, read_shard
 from lotlip.data.store import Store
 from lotlip.errors import ConfigError, DataError
-from lotlip.images import AugmentConfig, decode, random_crop
+from lotlip.images import AugmentConfig, random_crop
 from lotlip.tokenizer import Tokenizer
 
 _PREFETCHED_BATCHES = 4
@@ -276,7 +276,7 @@ def _prepare(source: Source, read: _Read, rng: np.random.Generator) -> _Prepared
     if sample.image_suffix == FEATURE_SUFFIX:
         image = read_feature(sample.image)
     else:
-        image = random_crop(decode(sample.image), source.image_size_px, source.augment, rng)
+        image = random_crop(sample.image, source.image_size_px, source.augment, rng)
     return _Prepared(image, draw_captions(sample, source.captions, rng), sample.key, ())
 
 
@@ -301,7 +301,7 @@ def _collated(source: Source, prepared: list[_Prepared]) -> Batch:
 
 
 def _traced(item: _Prepared, ids_SL: np.ndarray) -> SampleTrace:
-    checksum = zlib.crc32(item.image.tobytes())
+    checksum = zlib.crc32(item.image.data)
     for ids_L in ids_SL:
         checksum = zlib.crc32(ids_L[ids_L != 0].tobytes(), checksum)  # the padding is the batch's
     picks = ";".join(drawn.pick for drawn in item.captions)

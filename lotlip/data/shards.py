@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext, group_by_keys
 from webdataset.writer import TarWriter
 
 from lotlip.data.manifest import SEEK_EVERY, Manifest, Shard, write_manifest
 from lotlip.data.sample import Sample, from_members, to_members
 from lotlip.data.store import Store
+from lotlip.data.tar import tar_files
 from lotlip.errors import DataError
 
 
@@ -231,9 +232,7 @@ def _exactly(samples: range, part: _Part) -> Iterator[RawSample | DamagedShardEr
 
 def _members(part: _Part) -> Iterator[RawSample]:
     try:
-        # It takes any stream, whatever its annotation says.
-        files = tar_file_iterator(part, handler=_reraise)  # type: ignore[arg-type]
-        located = ({"__url__": part.where, **file} for file in files)
+        located = ({"__url__": part.where, **file} for file in tar_files(part))
         yield from group_by_keys(located, handler=_reraise)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise DamagedShardError(f"{part.where} is damaged: {_reason(error)}") from error

@@ -153,6 +153,7 @@ def train_steps(
             lr = learning_rate(optim, state.step + 1, loop.num_steps)
             done = _update(state, model, batch, short_first, lr, loop, optim, to_stop())
             state.step += 1
+            state.num_used += done.num_used
             allowance.count(done.num_bad, is_first=state.step - 1 == epoch * steps_per_epoch)
             anew = (state.step - 1) % loop.log_every_steps == 0
             lengths_BS, pixels = (batch.ids_BSL != 0).sum(dim=2), batch.images.ndim == 4
@@ -200,6 +201,7 @@ class _Update:
     """What all workers know of a step."""
 
     loss: float
+    num_used: int
     num_bad: int
     grad_norm: float
     to_stop: bool
@@ -233,8 +235,10 @@ def _update(
     with record_function("optimiser"):
         grad_norm = _clipped(model, optim.max_grad_norm)
     # In one message, so that all workers know the same and stop at the same step.
-    own = torch.stack([loss, loss.new_tensor(len(batch.bad)), loss.new_tensor(float(to_stop))])
-    value, bad, stop = distributed.mean(own).tolist()
+    num_bad, num_used = len(batch.bad), len(batch.keys) - len(batch.bad)
+    own = torch.cat([loss[None], loss.new_tensor([num_used, num_bad, to_stop])])
+    value, *counts = distributed.mean(own).tolist()
+    num_used, num_bad, num_to_stop = (round(n * distributed.world_size()) for n in counts)
     if torch.isfinite(torch.tensor([value, grad_norm])).all():
         with record_function("optimiser"):
             state.optimizer.step()
@@ -246,12 +250,12 @@ def _update(
             f"step {state.step + 1}: the loss is {value}, the gradient's norm {grad_norm}; lower "
             f"optim.lr={optim.lr} or lengthen optim.warmup_steps={optim.warmup_steps}"
         )
-    num_bad = round(bad * distributed.world_size())
     return _Update(
         loss=value,
+        num_used=num_used,
         num_bad=num_bad,
         grad_norm=grad_norm,
-        to_stop=stop > 0,
+        to_stop=num_to_stop > 0,
         features_s=watch.seconds(),
     )
 
@@ -272,7 +276,6 @@ class _BadSampleAllowance:
 
     def count(self, num_bad: int, *, is_first: bool) -> None:
         """Add those that all workers met in a step; `is_first` of an epoch, which counts anew."""
-        self._state.num_bad += num_bad
         self._state.num_bad_in_epoch = num_bad + (0 if is_first else self._state.num_bad_in_epoch)
 
     def check(self, epoch: int, bad: Sequence[BadSample]) -> None:

@@ -17,7 +17,7 @@ from lotlip.model import LoTLIP
 from lotlip.model.pretrained import load_exactly
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
-_COUNTS = ("step", "num_bad", "num_bad_in_epoch", "num_skipped", "loss_sum", "num_losses")
+_COUNTS = ("step", "num_used", "num_bad_in_epoch", "num_skipped", "loss_sum", "num_losses")
 
 
 @dataclass
@@ -28,10 +28,10 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps done."""
-    num_bad: int = 0
-    """Bad samples met, by all workers."""
+    num_used: int = 0
+    """Samples that were trained on, of all workers; not those that took the place of bad ones."""
     num_bad_in_epoch: int = 0
-    """Those of the current epoch."""
+    """Bad samples that all workers met in the current epoch."""
     num_skipped: int = 0
     """Steps that changed nothing, since their gradients weren't finite."""
     loss_sum: float = 0.0

@@ -1,4 +1,4 @@
-"""The verbs `train`, `profile`, `eval`, `search` and `convert-official`."""
+"""The verbs `precompute`, `train`, `profile`, `eval`, `search` and `convert-official`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ MODEL_HELP = (
 
 
 def add_verbs(verbs: Any) -> None:
+    features = verbs.add_parser(
+        "precompute", help="encode images once for all runs with a locked image tower"
+    )
+    _add_config(features)
+    features.add_argument("--json", action="store_true")
+    features.set_defaults(run=_precompute)
+
     train = verbs.add_parser("train", help="train from a config; the same command resumes")
     _add_config(train)
     train.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -73,6 +80,26 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="e.g. optim.lr=1e-3",
     )
+
+
+def _precompute(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.config import load_config
+    from lotlip_platform.precompute import precompute
+    from lotlip_platform.progress import bar
+    from lotlip_platform.train_config import TrainConfig
+
+    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    with bar("image features", "sample") as shown:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["kind"] == "features":
+                shown.show(event["done"], event["total"])
+
+        found = precompute(config, show)
+    if arguments.json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    print(f"{found.uri}: {found.num_samples:,} samples; {found.saving}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

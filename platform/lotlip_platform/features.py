@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from lotlip_platform.storage import open_store
 
 TOWER = "tower"
 """In `made_by` of a feature set: the digest of the tower whose features they are."""
+SECONDS = "seconds_per_image"
+"""In `made_by` of a feature set: how long a task was at work on an image."""
 
 
 def feature_set(
@@ -53,15 +56,30 @@ def feature_set(
     source = open_store(data).uri
     calls = [(source, shard, store.uri, shared, device, environment) for shard in manifest.shards]
     written: dict[int, Shard] = {}
+    timed, seconds = 0, 0.0
     on_progress(0, manifest.num_samples)
-    for place, shard in in_tasks(_write, calls, gpus=gpus):
+    for place, (shard, took) in in_tasks(_write, calls, gpus=gpus):
         written[place] = shard
+        timed, seconds = timed + shard.num_samples * (took > 0), seconds + took
         on_progress(sum(shard.num_samples for shard in written.values()), manifest.num_samples)
-    made_by = {FEATURES_OF: data, "data_digest": manifest.digest, TOWER: made_of}
+    made_by: dict[str, Any] = {FEATURES_OF: data, "data_digest": manifest.digest, TOWER: made_of}
+    if timed:
+        made_by[SECONDS] = seconds / timed
     shards = tuple(written[place] for place in range(len(calls)))
     check_all_here(store, shards)
     write_manifest(store, Manifest(shards=shards, captions=manifest.captions, made_by=made_by))
     return store.uri
+
+
+def saving(features: Manifest, pixels: Manifest) -> str:
+    """What an epoch on a feature set saves, in words."""
+    smaller = (
+        f"an epoch reads {features.num_bytes / 1e6:,.1f} MB, not {pixels.num_bytes / 1e6:,.1f}"
+    )
+    if SECONDS not in features.made_by:
+        return smaller
+    minutes = features.made_by[SECONDS] * features.num_samples / 60
+    return f"{smaller}; tasks spent {minutes:,.1f} minutes on the images, once for all epochs"
 
 
 def check_tower(made_by: Mapping[str, Any], tower: ImageTower) -> None:
@@ -80,10 +98,13 @@ def _write(
     tower: ImageTower,
     device: str,
     environment: Mapping[str, str],
-) -> Shard:
+) -> tuple[Shard, float]:
+    """The written shard, and the seconds it took: 0 if it was there already."""
     os.environ.update(environment)
     target = open_store(kept_in)
     if target.exists(shard.name):  # of an earlier run: objects are written wholly or not at all
         with target.open(shard.name) as file:
-            return described(file, shard.name)
-    return write_feature_shard(open_store(data), shard, target, tower.to(device).eval())
+            return described(file, shard.name), 0.0
+    source, tower = open_store(data), tower.to(device).eval()
+    began = time.perf_counter()
+    return write_feature_shard(source, shard, target, tower), time.perf_counter() - began

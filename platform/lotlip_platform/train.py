@@ -29,7 +29,7 @@ from lotlip.tokenizer import Tokenizer
 from lotlip_platform import tracking
 from lotlip_platform.cluster import check_resources, connected
 from lotlip_platform.config import dump_config, flat
-from lotlip_platform.features import feature_set
+from lotlip_platform.features import feature_set, saving
 from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
@@ -231,7 +231,7 @@ def training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, wa
     """The address of what the workers train on: the data set, or its features."""
     if not config.data.features:
         return config.data.train
-    return feature_set(
+    uri = feature_set(
         tower,
         manifest,
         data=config.data.train,
@@ -239,6 +239,9 @@ def training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, wa
         gpus=config.cluster.gpus_per_worker,
         on_progress=lambda done, total: watch({"kind": "features", "done": done, "total": total}),
     )
+    saved = saving(read_manifest(open_store(uri), of_features=True), manifest)
+    watch({"kind": "note", "text": f"features of the locked image tower: {saved}"})
+    return uri
 
 
 def _pinned(folder: RunFolder, uri: str) -> TrainingData:

@@ -222,7 +222,7 @@ class _Worker:
         folder.write_result(
             {
                 "steps": state.step,
-                "samples": {"read": read, "used": read - state.num_bad},
+                "samples": {"read": read, "used": state.num_used},
                 "digest": export.digest(state.model),
                 "metrics": {name: vars(interval) for name, interval in metrics.items()},
             }
@@ -251,8 +251,10 @@ def source_of(
     )
 
 
-def initial_model(config: TrainConfig, tokenizer: Tokenizer) -> LoTLIP:
+def initial_model(config: TrainConfig, tokenizer: Tokenizer | None) -> LoTLIP:
     """The model that training starts from: the same on the driver and on every worker.
+
+    Without a tokenizer it can't take texts.
 
     Raises: CheckpointError, ConfigError.
     """

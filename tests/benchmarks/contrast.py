@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
-from measuring import Row, Work, compared
+import torch.distributed as dist
+from measuring import Row, Work, compared, peak_mib
 from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lotlip.losses import multi_text_loss
 
 NUM_TEXTS, WIDTH = 7, 512
 NUM_IMAGES = 8192
+LARGE_BATCH, NUM_WORKERS = 32768, 8
 
 
 def rows() -> list[Row]:
@@ -22,6 +25,23 @@ def rows() -> list[Row]:
             tolerance=1e-5,
         )
     ]
+
+
+def share_mib() -> tuple[float, float]:
+    """What a worker's share of a large batch takes, and what the naive logits alone would take."""
+    naive_bytes = NUM_TEXTS * 2 * LARGE_BATCH**2 * 4
+    return peak_mib(share), naive_bytes / 2**20
+
+
+def share() -> Work:
+    """One worker's forward and backward, its messages to the others left out."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_WORKERS)
+    image_BD, text_BND = (
+        F.normalize(torch.randn(LARGE_BATCH // NUM_WORKERS, *shape, WIDTH), dim=-1)
+        for shape in ((), (NUM_TEXTS,))
+    )
+    values = image_BD.requires_grad_(), text_BND.requires_grad_(), torch.tensor(20.0)
+    return lambda: multi_text_loss(*values).backward()
 
 
 def work(side: str) -> Work:

@@ -26,7 +26,7 @@ class Row:
     """CPU seconds."""
     theirs_s: float
     ours_mib: float = 0.0
-    """The most memory it took beyond what was there before; 0 if not measured."""
+    """The most memory it took, see `peak_mib`; 0 if not measured."""
     theirs_mib: float = 0.0
     goal: str = ""
 
@@ -72,19 +72,22 @@ def medians(*competitors: Work, repeats: int = 5) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def peak_mib(prepare: Callable[..., Work], *arguments: object) -> float:
-    """How much memory the work takes that `prepare(*arguments)` gives, in a new process."""
+def peak_mib(prepare: Callable[..., Work], *arguments: object, whole: bool = False) -> float:
+    """How much memory the work takes that `prepare(*arguments)` gives, in a new process.
+
+    Beyond what was there before, or that of the `whole` process.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_growth_mib, prepare, arguments).result()
+        return pool.submit(_peak_mib, prepare, arguments, whole).result()
 
 
-def _growth_mib(prepare: Callable[..., Work], arguments: tuple[object, ...]) -> float:
+def _peak_mib(prepare: Callable[..., Work], arguments: tuple[object, ...], whole: bool) -> float:
     torch.set_num_threads(1)
     work = prepare(*arguments)
     # Not getrusage's peak: a new process begins with that of the one that started it.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _kib("VmRSS")
+    before = 0 if whole else _kib("VmRSS")
     work()
     return (_kib("VmHWM") - before) / 1024
 

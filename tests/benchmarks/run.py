@@ -21,7 +21,10 @@ import order
 import ranking
 import texts
 import torch
+import whole_run
 from measuring import Row
+
+from lotlip.data.store import FolderStore
 
 REPORT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ORDER_REPEATS = 5
@@ -31,10 +34,11 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        scenes = loading.Scenes(Path(folder))
+        scenes = loading.Scenes(FolderStore(folder))
         rows = [*texts.rows(), *contrast.rows(), *ranking.rows(), *loading.rows(scenes)]
+        rows.append(whole_run.row(scenes))
         late, early = order.seek(scenes.texts, ORDER_REPEATS)
-    write_report(rows, order.mixing(), late, early)
+    write_report(rows, order.mixing(), late, early, contrast.share_mib())
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -55,19 +59,29 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def write_report(
-    rows: Sequence[Row], mixing: Sequence[tuple[str, float, float]], late: float, early: float
+    rows: Sequence[Row],
+    mixing: Sequence[tuple[str, float, float]],
+    late: float,
+    early: float,
+    share: tuple[float, float],
 ) -> None:
+    ours_mib, naive_mib = share
     lines = [
         "# Benchmarks",
         "",
-        f"`make bench` on {date.today()}: {platform.machine()}, torch {torch.__version__}, fp32,",
-        "one thread; medians in CPU seconds of repeats that take turns. A speed-up is theirs /",
-        "ours. Memory is what a process of its own grew by, ours / theirs.",
+        f"`make bench` on {date.today()}: {platform.machine()}, torch {torch.__version__}, one",
+        "thread, fp32 unless said; medians in CPU seconds of repeats that take turns. A speed-up",
+        "is theirs / ours. Memory is what a process of its own grew by unless said, ours / theirs.",
         "",
         *table(rows),
         "",
         "No attention mask is built for a batch at all: texts of one length are one dense batch,",
         "and which words a corner token looks at depends on the length only.",
+        "",
+        f"The loss of a batch of {contrast.LARGE_BATCH:,} on {contrast.NUM_WORKERS} workers takes "
+        f"{ours_mib:,.0f} MiB on each, forward and backward, with",
+        f"{contrast.NUM_TEXTS} texts of D = {contrast.WIDTH}. The naive logits alone would take "
+        f"{naive_mib:,.0f} MiB (reckoned, not run): {ours_mib / naive_mib:.3f}x.",
         "",
         "## The order of the samples",
         "",

@@ -341,7 +341,9 @@ def test_a_place_for_features_that_cannot_be_reached_is_told_before_ray_starts(
         "s3://no-such-bucket/f": "does not exist",
         "gs://f": "no gs://",
     }.items():
-        assert expected in fails("train", config, *locked, f"data.features={place}")
+        for verb in ("train", "precompute"):
+            assert expected in fails(verb, config, *locked, f"data.features={place}")
+    assert "data.features is empty" in fails("precompute", config)
     assert is_empty(tmp_path / "runs")
 
 

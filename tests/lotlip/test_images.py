@@ -140,8 +140,8 @@ def test_the_centre_crop_is_bicubic_and_square():
 
 def test_random_crops_are_a_function_of_the_generator():
     image, config = noise(60, 40), AugmentConfig(min_crop_area=0.3, flip=True)
-    first = [random_crop(image, 16, config, np.random.default_rng(s)) for s in range(8)]
-    again = [random_crop(image, 16, config, np.random.default_rng(s)) for s in range(8)]
+    first = [random_crop(encoded(image), 16, config, np.random.default_rng(s)) for s in range(8)]
+    again = [random_crop(encoded(image), 16, config, np.random.default_rng(s)) for s in range(8)]
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({crop.tobytes() for crop in first}) == 8
     assert all(crop.shape == (16, 16, 3) for crop in first)
@@ -150,7 +150,7 @@ def test_random_crops_are_a_function_of_the_generator():
 def test_a_whole_crop_without_flip_is_the_centre_crop():
     image, config = noise(60, 40), AugmentConfig(min_crop_area=1.0)
     for seed in range(4):
-        crop = random_crop(image, 16, config, np.random.default_rng(seed))
+        crop = random_crop(encoded(image), 16, config, np.random.default_rng(seed))
         assert np.array_equal(crop, centre_crop(image, 16))
 
 
@@ -159,7 +159,7 @@ def test_flip_mirrors_about_half_of_the_images():
     plain = centre_crop(image, 32)
     mirrored = 0
     for seed in range(100):
-        crop = random_crop(image, 32, config, np.random.default_rng(seed))
+        crop = random_crop(encoded(image), 32, config, np.random.default_rng(seed))
         mirrored += np.array_equal(crop, plain[:, ::-1])
         assert np.array_equal(crop, plain) or np.array_equal(crop, plain[:, ::-1])
     assert 30 < mirrored < 70
@@ -173,8 +173,8 @@ def test_a_crop_keeps_the_area_it_was_asked_for():
     config = AugmentConfig(min_crop_area=0.25)
     areas = []
     for seed in range(60):
-        wide = random_crop(across, 64, config, np.random.default_rng(seed))
-        high = random_crop(down, 64, config, np.random.default_rng(seed))
+        wide = random_crop(encoded(across), 64, config, np.random.default_rng(seed))
+        high = random_crop(encoded(down), 64, config, np.random.default_rng(seed))
         areas.append(np.ptp(wide.astype(float)) * np.ptp(high.astype(float)) / 255**2)
     assert min(areas) > 0.22
     assert min(areas) < 0.4
@@ -185,8 +185,45 @@ def test_a_crop_keeps_the_area_it_was_asked_for():
 def test_every_image_can_be_cropped(size):
     config = AugmentConfig(min_crop_area=0.05)
     for seed in range(50):
-        crop = random_crop(noise(*size), 8, config, np.random.default_rng(seed))
+        crop = random_crop(encoded(noise(*size)), 8, config, np.random.default_rng(seed))
         assert crop.shape == (8, 8, 3)
+
+
+def test_an_image_whose_size_only_shows_when_it_is_decoded_can_be_cropped():
+    buffer = io.BytesIO()
+    noise(1024, 1024).save(buffer, "ICNS")
+    small, whole = encoded(noise(16, 16)), buffer.getvalue()
+    entry = b"ic10" + (8 + len(small)).to_bytes(4, "big") + small
+    lying = whole[:4] + (8 + len(entry)).to_bytes(4, "big") + entry
+    assert decode(lying).size == (16, 16)
+    crop = random_crop(lying, 8, AugmentConfig(), np.random.default_rng(0))
+    assert crop.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("target_px", "decoded"), [(200, (400, 301)), (96, (200, 151)), (48, (100, 76)), (24, (50, 38))]
+)
+def test_of_a_large_jpeg_not_much_more_is_decoded_than_its_crop_has_use_for(
+    monkeypatch, target_px, decoded
+):
+    wave = np.add.outer(np.sin(np.arange(301) / 40), np.cos(np.arange(400) / 30)) * 60 + 128
+    content = encoded(Image.fromarray(wave.astype(np.uint8)), "JPEG", quality=95)
+    whole = encoded(decode(content))  # as PNG, which is always decoded whole
+    sizes, config = set(), AugmentConfig(min_crop_area=0.9)
+    resized = images._resized
+
+    def watched(image, *arguments):
+        sizes.add(image.size)
+        return resized(image, *arguments)
+
+    for seed in range(20):
+        expected = random_crop(whole, target_px, config, np.random.default_rng(seed))
+        with monkeypatch.context() as patched:
+            patched.setattr(images, "_resized", watched)
+            crop = random_crop(content, target_px, config, np.random.default_rng(seed))
+        assert np.abs(crop.astype(int) - expected).mean() < 1.5
+        assert abs(int(crop.astype(int).sum()) / expected.sum() - 1) < 0.01
+    assert sizes == {decoded}
 
 
 @pytest.mark.parametrize("area", [0.0, -0.5, 1.1, float("nan")])

@@ -101,6 +101,23 @@ def test_pieces_of_a_sentence_are_those_of_transformers():
         assert tokenizer.encode([text]) == bert(text, max_length=32, truncation=True)["input_ids"]
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_words_met_before_give_the_pieces_of_transformers_in_any_text(monkeypatch, lowercase):
+    bert = BertTokenizerFast(vocab=dict(VOCAB), do_lower_case=lowercase)
+    tokenizer = make(num_corner_tokens=0, context_length=512, lowercase=lowercase)
+    monkeypatch.setattr("lotlip.tokenizer._MOST_KNOWN", 50)  # so it starts anew now and then
+    words = st.sampled_from(["dog", "Dogs", "St.", "a" * 99, "b" * 101, "café", "	", "", "_"])
+    texts = st.text(st.characters(max_codepoint=127)) | st.lists(words).map(" ".join)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(texts.filter(lambda text: "[" not in text), min_size=1, max_size=5))
+    def check(texts):
+        for text, got in zip(texts, tokenizer._pieces_of(texts), strict=True):
+            assert got == bert(text, add_special_tokens=False)["input_ids"], text
+
+    check()
+
+
 def test_case_is_kept_where_the_vocabulary_has_it():
     bert = BertTokenizerFast(vocab=dict(VOCAB), do_lower_case=False)
     tokenizer = make(num_corner_tokens=0, lowercase=False)

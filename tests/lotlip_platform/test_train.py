@@ -27,6 +27,7 @@ from lotlip.train.trace import StepTrace
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
 from lotlip_platform.mailbox import Mailbox
+from lotlip_platform.precompute import precompute
 from lotlip_platform.preemption import Stopped
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
@@ -173,9 +174,20 @@ def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
     }
     on_pixels, of_pixels = run(values(data, tmp_path / "pixels", **changes))
     changes["data__features"] = str(tmp_path / "features")
-    result, events = run(values(data, tmp_path / "runs", **changes))
+    events = []
+    config = build_config(TrainConfig, values(data, tmp_path / "runs", **changes))
+    computed = precompute(config, events.append)
     done = [event["done"] for event in events if event["kind"] == "features"]
     assert (done[0], done[-1], len(done)) == (0, 256, 5)
+    assert (computed.num_samples, Path(computed.uri).parent) == (256, tmp_path / "features")
+    assert re.fullmatch(
+        r"an epoch reads \d\.\d MB, not \d\.\d; tasks spent \d\.\d minutes on the images, once for "
+        "all epochs",
+        computed.saving,
+    )
+    result, events = run(values(data, tmp_path / "runs", **changes))
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert f"features of the locked image tower: {computed.saving}" in notes
     assert losses(events) == pytest.approx(losses(of_pixels), abs=1e-5)
     assert result.metrics.keys() == on_pixels.metrics.keys()
 

@@ -26,7 +26,7 @@ from lotlip.data.sample import Sample
 from lotlip.data.shards import CaptionCount, write_dataset, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
-from lotlip.images import AugmentConfig, decode, random_crop
+from lotlip.images import AugmentConfig, random_crop
 from lotlip.tokenizer import Tokenizer
 
 NUM_STREAMS, GLOBAL_BATCH, NUM_STEPS = 4, 24, 12  # 300 samples, of which an epoch uses 288
@@ -179,7 +179,7 @@ def test_a_batch_is_what_seed_epoch_and_position_say(
             number = order.at(stream, place)
             sample = laid[stream * 72 + number]
             rng = np.random.default_rng([3, 1, 2, position])
-            pixels = random_crop(decode(sample.image), 32, source.augment, rng)
+            pixels = random_crop(sample.image, 32, source.augment, rng)
             drawn = draw_captions(sample, source.captions, rng)
             ids = source.tokenizer([one.caption for one in drawn])
             assert batch.keys[row] == sample.key

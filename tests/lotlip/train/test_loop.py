@@ -276,7 +276,10 @@ def test_below_the_limit_training_goes_on_and_each_epoch_counts_anew(
     spoilt: FolderStore, scene_tokenizer: Tokenizer
 ) -> None:
     source = replace(source_of(spoilt, scene_tokenizer), order=OrderConfig(num_streams=4))
-    steps = run(new_state(), source, num_steps=2 * STEPS_PER_EPOCH, max_bad_fraction=0.2)
+    state = new_state()
+    steps = run(state, source, num_steps=2 * STEPS_PER_EPOCH, max_bad_fraction=0.2)
+    num_bad = sum(len(step.bad) for step in steps)
+    assert state.num_used == 2 * STEPS_PER_EPOCH * GLOBAL_BATCH - num_bad
     for epoch in (0, 1):
         num_bad = sum(len(step.bad) for step in steps if step.epoch == epoch)
         assert 60 - 12 <= num_bad <= 60

@@ -71,7 +71,7 @@ def test_training_goes_on_bit_for_bit_after_a_restart(config):
 def test_shares_are_about_equal_and_give_the_whole_together(num_shares: int):
     state = make_state()
     train(state, 2)
-    state.num_bad, state.num_bad_in_epoch = 5, 3
+    state.num_used, state.num_bad_in_epoch = 5, 3
     shares = [to_bytes(state, share, num_shares) for share in range(num_shares)]
     assert sum(map(len, shares)) < len(to_bytes(state)) + 200 * num_shares
     largest = max(value.nbytes for value in state.model.state_dict().values())
@@ -79,7 +79,7 @@ def test_shares_are_about_equal_and_give_the_whole_together(num_shares: int):
     resumed = make_state(seed=9)
     from_bytes(resumed, shares[::-1], "here")
     assert to_bytes(resumed) == to_bytes(state)
-    assert (resumed.step, resumed.num_bad, resumed.num_bad_in_epoch) == (2, 5, 3)
+    assert (resumed.step, resumed.num_used, resumed.num_bad_in_epoch) == (2, 5, 3)
     with pytest.raises(CheckpointError, match=r"^here (lacks|is not a training state)"):
         from_bytes(make_state(), shares[1:], "here")
 

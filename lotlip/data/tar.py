@@ -1,0 +1,99 @@
+"""The files in a tar, read as a stream.
+
+Shards consist of plain headers, which are read here, at a fifth of tarfile's time; whatever else
+there is (long names, links, extensions, compression, damage) is left to tarfile, by webdataset.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from webdataset.tariterators import tar_file_iterator
+
+_BLOCK = 512
+_PLAIN_FILE = (b"0", b"\0")
+
+
+class Stream(Protocol):
+    """What can only be read on."""
+
+    def read(self, num_bytes: int, /) -> bytes:
+        """So many bytes; fewer only at the end."""
+        ...
+
+
+def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
+    """Each regular file as `fname` and `data`, as webdataset's tar_file_iterator gives them.
+
+    Raises: tarfile.TarError where the tar is damaged, and what `stream` raises.
+    """
+    is_first = True
+    while (header := stream.read(_BLOCK)) or is_first:
+        plain = _plain(header)
+        if plain is None:
+            if is_first or _is_header(header):
+                # It takes any stream, whatever its annotation says.
+                rest: Any = _Again(header, stream)
+                yield from tar_file_iterator(rest, handler=_reraise)
+            return  # behind the last header that makes sense, as tarfile
+        name, num_bytes = plain
+        data = stream.read(num_bytes)
+        if len(data) < num_bytes:
+            raise tarfile.ReadError("unexpected end of data")
+        padding = -num_bytes % _BLOCK
+        is_whole = len(stream.read(padding)) == padding
+        yield {"fname": name, "data": data}
+        if not is_whole:
+            raise tarfile.ReadError("unexpected end of data")
+        is_first = False
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:  # zeros, at the end of the archive, or damage
+        return False
+    return True
+
+
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size in the header of a file like those in shards, None if it is of another kind."""
+    name = header[:100].partition(b"\0")[0]
+    if (
+        len(header) < _BLOCK
+        or header[156:157] not in _PLAIN_FILE
+        or any(header[345:500])  # a longer name, or times
+        or name.endswith(b"/")  # a folder
+        or name.startswith(b"__")  # perhaps webdataset's own
+    ):
+        return None
+    try:
+        if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        return name.decode(errors="surrogateescape"), _octal(header[124:136])
+    except ValueError:  # a size beyond 8 GiB, or damage
+        return None
+
+
+def _octal(field: bytes) -> int:
+    digits = field.partition(b"\0")[0].strip()
+    if not digits.isdigit():
+        raise ValueError(digits)
+    return int(digits, 8)
+
+
+class _Again:
+    """A stream once more from a block on that was already read."""
+
+    def __init__(self, block: bytes, stream: Stream) -> None:
+        self._block, self._stream = block, stream
+
+    def read(self, num_bytes: int) -> bytes:
+        taken, self._block = self._block[:num_bytes], self._block[num_bytes:]
+        return taken + self._stream.read(num_bytes - len(taken))
+
+
+def _reraise(error: BaseException) -> bool:
+    raise error
