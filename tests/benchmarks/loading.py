@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import survival
 import tokenizers
 import torch
 import webdataset as wds
-from measuring import Row, Work, medians, peak_mib
+from measuring import Row, Work, medians, peak_mib, resident_kib
 from PIL import Image
 from servers import free_port
 from texts import padded
@@ -224,6 +225,19 @@ def loader(what: str, scenes: Scenes) -> Row:
         theirs_s=theirs_s,
         goal=">= 1.5x",
     )
+
+
+def kept_mib(folder: str) -> float:
+    """How much more memory there is in use after ten epochs of loading than after two."""
+    scenes = Scenes(FolderStore(folder))
+    source = scenes.source(scenes.tokenizer(PRESETS["scenes"]), AugmentConfig())
+    after = []
+    for epoch in range(10):
+        for _ in batches(source, epoch=epoch, start_step=0, streams=range(4)):
+            pass
+        gc.collect()
+        after.append(resident_kib())
+    return (after[9] - after[1]) / 1024
 
 
 def training(side: str, precision: Precision, folder: str) -> Work:

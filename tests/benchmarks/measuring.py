@@ -77,22 +77,31 @@ def peak_mib(prepare: Callable[..., Work], *arguments: object, whole: bool = Fal
 
     Beyond what was there before, or that of the `whole` process.
     """
+    return in_new_process(_peak_mib, prepare, arguments, whole)
+
+
+def in_new_process(function: Callable[..., float], *arguments: object) -> float:
+    """What a function returns in a process that has done nothing else."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_mib, prepare, arguments, whole).result()
+        return pool.submit(_on_one_thread, function, arguments).result()
+
+
+def _on_one_thread(function: Callable[..., float], arguments: tuple[object, ...]) -> float:
+    torch.set_num_threads(1)
+    return function(*arguments)
 
 
 def _peak_mib(prepare: Callable[..., Work], arguments: tuple[object, ...], whole: bool) -> float:
-    torch.set_num_threads(1)
     work = prepare(*arguments)
     # Not getrusage's peak: a new process begins with that of the one that started it.
     Path("/proc/self/clear_refs").write_text("5")
-    before = 0 if whole else _kib("VmRSS")
+    before = 0 if whole else resident_kib()
     work()
-    return (_kib("VmHWM") - before) / 1024
+    return (resident_kib("VmHWM") - before) / 1024
 
 
-def _kib(name: str) -> int:
-    """Resident memory of this process, now (VmRSS) or at its peak since that was reset (VmHWM)."""
+def resident_kib(name: str = "VmRSS") -> int:
+    """Memory of this process, now (VmRSS) or at its peak since that was reset (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

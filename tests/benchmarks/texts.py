@@ -14,6 +14,7 @@ from lotlip.data.scenes import CAPTIONER, make_sample
 from lotlip.model import LoTLIP, ModelConfig, TextTowerConfig
 from lotlip.model.config import ImageTowerConfig
 from lotlip.tokenizer import Tokenizer
+from lotlip.train.flops import text_flops
 
 M, PADDED = 2, 128
 NUM_IMAGES, NUM_SCENES = 16, 24
@@ -45,6 +46,18 @@ def _row(lengths: Lengths, *, backward: bool, goal: str) -> Row:
         tolerance=1e-3,
         with_memory=lengths == "mixed" and backward,
     )
+
+
+def operations() -> float:
+    """How many times as many of them the yardstick needs for the mixed batch."""
+    config, ids_BSL = TextTowerConfig(num_corner_tokens=M), mixed_lengths()
+    rows_BS = (ids_BSL != 0).sum(dim=2).double()
+    rows_BS[:, 0] -= M  # of a short caption corner tokens aren't read
+    num_read_BS = torch.full_like(rows_BS, 1.0 + M)
+    num_read_BS[:, 0] = 1
+    whole_BS = torch.full_like(rows_BS, PADDED)
+    ours = text_flops(config, rows=rows_BS, num_read=num_read_BS).sum()
+    return float(text_flops(config, rows=whole_BS, num_read=whole_BS).sum() / ours)
 
 
 def work(side: str, lengths: Lengths, backward: bool) -> Work:
