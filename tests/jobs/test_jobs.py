@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 WRONG = {
     "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: train/"),
+    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: train/"),
     "evaluate.py": ("model --bench scenes", "lotlip: --bench 'scenes' is not of the form NAME=URI"),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (
