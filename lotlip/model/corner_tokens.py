@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lotlip.model.attention import attention
 from lotlip.model.packing import PackedTexts
 
 
@@ -48,14 +49,10 @@ def attend(
     for group, *rows in of_groups:
         q, k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in rows)
         m = group.num_corners
-        seen = F.scaled_dot_product_attention(
-            q[:, :, m:], k[:, :, m:], v[:, :, m:], dropout_p=dropout
-        )
+        seen = attention(q[:, :, m:], k[:, :, m:], v[:, :, m:], dropout=dropout)
         if m:
             rule = _rule(m, group.length, q.device)
-            of_corners = F.scaled_dot_product_attention(
-                q[:, :, :m], k, v, attn_mask=rule, dropout_p=dropout
-            )
+            of_corners = attention(q[:, :, :m], k, v, mask=rule, dropout=dropout)
             seen = torch.cat([of_corners, seen], dim=2)
         mixed.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(mixed)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lotlip.model.attention import attention
 from lotlip.model.config import ImageTowerConfig
 from lotlip.model.recomputing import through
 
@@ -39,9 +40,7 @@ class Attention(nn.Module):
             weights, biases = self.qkv.weight.split(width), self.qkv.bias.split(width)
             query = F.linear(tokens_BLD[:, :num_read], weights[0], biases[0])
             key, value = (F.linear(tokens_BLD, weights[i], biases[i]) for i in (1, 2))
-        mixed = F.scaled_dot_product_attention(
-            self._heads(query), self._heads(key), self._heads(value)
-        )
+        mixed = attention(self._heads(query), self._heads(key), self._heads(value))
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, tokens_BLD: Tensor) -> Tensor:
