@@ -34,11 +34,11 @@ from torch.nn import functional as F
 
 from lotlip.captions import CaptionConfig
 from lotlip.data.features import write_feature_shard
-from lotlip.data.manifest import Manifest, write_manifest
+from lotlip.data.manifest import Manifest
 from lotlip.data.order import OrderConfig
 from lotlip.data.pipeline import DataConfig, Source, batches
 from lotlip.data.scenes import CAPTIONER, make_sample
-from lotlip.data.shards import shard_name, write_shard
+from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore, Store
 from lotlip.images import AugmentConfig, normalise
 from lotlip.model import PRESETS, LoTLIP, ModelConfig
@@ -67,11 +67,13 @@ class Scenes:
             pairs = zip(samples, images, strict=True)
             samples = [replace(sample, image=image) for sample, image in pairs]
         self.num_samples, each = len(samples), len(samples) // 4
-        shards = [
-            write_shard(store, shard_name(k), samples[k * each : (k + 1) * each]) for k in range(4)
-        ]
-        self.manifest = Manifest(shards=tuple(shards))
-        write_manifest(store, self.manifest)
+        shards = []
+        for k in range(4):
+            own, captions = samples[k * each : (k + 1) * each], CaptionCount()
+            for sample in own:
+                captions.add(sample)
+            shards.append((write_shard(store, shard_name(k), own), captions))
+        self.manifest = write_dataset(store, shards, {"command": "make bench"})
         self.texts = [text for sample in samples for text in (sample.short, sample.long[CAPTIONER])]
 
     def tokenizer(self, model: ModelConfig) -> Tokenizer:
