@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000  # more is taken for an attack or a mistake
 _REDUCIBLE = ("JPEG", "MPO")
 _REDUCED = 1.25
 """What is decoded at reduced size has at least so many times the pixels it is resized to, in each
-direction: it then differs from the whole image, resized, less than bilinear from bicubic."""
+direction: it then differs from the whole image, resized, no more than bilinear from bicubic."""
 
 
 @dataclass(frozen=True, kw_only=True)

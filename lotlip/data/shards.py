@@ -233,7 +233,7 @@ def _exactly(samples: range, part: _Part) -> Iterator[RawSample | DamagedShardEr
 def _members(part: _Part) -> Iterator[RawSample]:
     try:
         located = ({"__url__": part.where, **file} for file in tar_files(part))
-        yield from group_by_keys(located, handler=_reraise)
+        yield from group_by_keys(located)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise DamagedShardError(f"{part.where} is damaged: {_reason(error)}") from error
     except DataError as error:
@@ -243,7 +243,3 @@ def _members(part: _Part) -> Iterator[RawSample]:
 def _reason(error: Exception) -> str:
     """The error's text without the stream and the arguments that webdataset appends to it."""
     return str(error.args[0] if error.args else error).partition(" @ ")[0]
-
-
-def _reraise(error: BaseException) -> bool:
-    raise error

@@ -24,7 +24,7 @@ from lotlip_platform.teller import Teller
 
 def bare(model: LoTLIP, source: Source, num_samples: int) -> None:
     """An epoch of the loop, and nothing else."""
-    for _ in _steps(model, source, num_samples):
+    for _ in steps(model, source, num_samples):
         pass
 
 
@@ -43,7 +43,7 @@ def as_a_worker(model: LoTLIP, source: Source, num_samples: int, mailbox: Mailbo
         records = Records(RunFolder(FolderStore(folder)), "nobody", send)
         meter = Meter(send, records, peak_flops=0.0)
         pulse.at("data")
-        for step in _steps(model, replace(source, trace=True), num_samples, send):
+        for step in steps(model, replace(source, trace=True), num_samples, send):
             pulse.stepped(step.own_s, step.step_s)
             meter.take(step)
             records.take(step)
@@ -52,9 +52,10 @@ def as_a_worker(model: LoTLIP, source: Source, num_samples: int, mailbox: Mailbo
             pulse.at("data")
 
 
-def _steps(
+def steps(
     model: LoTLIP, source: Source, num_samples: int, send: Teller | None = None
 ) -> Iterator[Step]:
+    """The steps of so many samples, in which a worker asks whether it is to stop."""
     optim = OptimConfig()
     return train_steps(
         TrainState(model, make_optimizer(model, optim)),

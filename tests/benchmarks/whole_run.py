@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from loading import BATCH, NUM_SAMPLES, OPTIM, Scenes
+import survival
+from loading import BATCH, NUM_SAMPLES, Scenes
 from measuring import Row
 from servers import MlflowServer
 
-from lotlip.data.pipeline import DataConfig
 from lotlip.images import AugmentConfig
 from lotlip.model import PRESETS, LoTLIP
-from lotlip.train.loop import LoopConfig, train_steps
-from lotlip.train.optim import make_optimizer
-from lotlip.train.state import TrainState
 from lotlip_platform.config import build_config
 from lotlip_platform.train import train
 from lotlip_platform.train_config import TrainConfig
@@ -45,14 +42,7 @@ def bare(scenes: Scenes) -> float:
     config = PRESETS["small"]
     tokenizer = scenes.tokenizer(config)
     source = scenes.source(tokenizer, AugmentConfig())
-    model = LoTLIP(config, tokenizer)
-    steps = train_steps(
-        TrainState(model, make_optimizer(model, OPTIM)),
-        source,
-        loop=LoopConfig(num_samples=EPOCHS * NUM_SAMPLES, global_batch=BATCH),
-        optim=OPTIM,
-        data=DataConfig(train=source.store.uri, order=source.order),
-    )
+    steps = survival.steps(LoTLIP(config, tokenizer), source, EPOCHS * NUM_SAMPLES)
     return steady([step.step_s for step in steps])
 
 
