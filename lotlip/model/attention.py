@@ -23,7 +23,7 @@ def attention(
     `mask` says which keys a query may look at: [Q, L].
     """
     inputs = query_BHQd, key_BHLd, value_BHLd
-    if query_BHQd.device.type != "cpu":
+    if query_BHQd.device.type != "cpu" or query_BHQd.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(*inputs, attn_mask=mask, dropout_p=dropout)
     # Processors take five times as long for the backward pass in bfloat16 as in float32.
     with torch.autocast("cpu", enabled=False):
