@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lotlip.model.attention import attention
+from lotlip.model.attention import attend
 from lotlip.model.config import ImageTowerConfig
+from lotlip.model.packing import Group
 from lotlip.model.recomputing import through
 
 CONV_STEM_CHANNELS = (3, 24, 48, 64)
@@ -31,20 +32,26 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens_BLD: Tensor, num_read: int | None = None) -> Tensor:
-        """What the first `num_read` tokens see of all, [B, num_read, D]; what all see, without."""
+    def forward(self, tokens_BLD: Tensor, *, read: bool = False) -> Tensor:
+        """What each token sees of all; or, if no more is `read`, the first: [B, 1, D]."""
         width = tokens_BLD.shape[2]
-        if num_read is None:
-            query, key, value = self.qkv(tokens_BLD).split(width, dim=2)
-        else:
+        if read:
             weights, biases = self.qkv.weight.split(width), self.qkv.bias.split(width)
-            query = F.linear(tokens_BLD[:, :num_read], weights[0], biases[0])
+            query = F.linear(tokens_BLD[:, :1], weights[0], biases[0])
             key, value = (F.linear(tokens_BLD, weights[i], biases[i]) for i in (1, 2))
-        mixed = attention(self._heads(query), self._heads(key), self._heads(value))
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-    def _heads(self, tokens_BLD: Tensor) -> Tensor:
-        return tokens_BLD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        else:
+            query, key, value = self.qkv(tokens_BLD).split(width, dim=2)
+        num_images, length, _ = tokens_BLD.shape
+        all_alike = [Group(num_texts=num_images, length=length, num_corners=0)]
+        mixed = attend(
+            query.flatten(0, 1),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            all_alike,
+            num_heads=self.num_heads,
+            read=read,
+        )
+        return self.proj(mixed.unflatten(0, query.shape[:2]))
 
 
 class Block(nn.Module):
@@ -59,10 +66,10 @@ class Block(nn.Module):
             {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
         )
 
-    def forward(self, tokens_BLD: Tensor, num_read: int | None = None) -> Tensor:
-        """The tokens [B, L, D] again; or only the first `num_read`, if no more is needed."""
-        mixed = self.attn(self.norm1(tokens_BLD), num_read)
-        tokens_BLD = tokens_BLD[:, :num_read] + mixed
+    def forward(self, tokens_BLD: Tensor, *, read: bool = False) -> Tensor:
+        """The tokens [B, L, D] again; or, if no more is `read`, the first: [B, 1, D]."""
+        mixed = self.attn(self.norm1(tokens_BLD), read=read)
+        tokens_BLD = (tokens_BLD[:, :1] if read else tokens_BLD) + mixed
         hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens_BLD)))
         return tokens_BLD + self.mlp["fc2"](hidden)
 
@@ -131,8 +138,8 @@ class ImageTower(nn.Module):
         *blocks, last = self.blocks
         for block in blocks:
             tokens_BLD = through(block, tokens_BLD, recomputes=self.recomputes)
-        num_read = None if self.cls_token is None else 1
-        return self.norm(last(tokens_BLD, num_read)).mean(dim=1)
+        tokens_BLD = last(tokens_BLD, read=self.cls_token is not None)
+        return self.norm(tokens_BLD).mean(dim=1)
 
     def locked_modules(self) -> list[nn.Module]:
         """The modules that `config.locked_layers` keeps as they are."""

@@ -23,7 +23,7 @@ PAD_ID = 0
 
 @dataclass(frozen=True)
 class Group:
-    """Texts of one shape."""
+    """Texts, or images, of one shape."""
 
     num_texts: int
     length: int
@@ -52,21 +52,18 @@ class PackedTexts:
     """Where, among the rows that are read, those of the given texts are: text by text, [CLS]
     first."""
 
-    def split(self, rows: Tensor, *, read: bool = False) -> list[Tensor]:
-        """Rows [T, ...] by group: [texts, length, ...]; or rows [R, ...] that are read."""
-        lengths = [group.num_read if read else group.length for group in self.groups]
-        numbers = [group.num_texts for group in self.groups]
-        sizes = [number * length for number, length in zip(numbers, lengths, strict=True)]
-        pieces = rows.split(sizes)
-        return [
-            piece.unflatten(0, (number, length))
-            for piece, number, length in zip(pieces, numbers, lengths, strict=True)
-        ]
-
     def read(self, rows_TD: Tensor) -> Tensor:
         """The rows that are read [R, D], group by group."""
-        pieces = zip(self.groups, self.split(rows_TD), strict=True)
+        pieces = zip(self.groups, by_group(rows_TD, self.groups), strict=True)
         return torch.cat([piece[:, : group.num_read].flatten(0, 1) for group, piece in pieces])
+
+
+def by_group(rows: Tensor, groups: Sequence[Group], *, read: bool = False) -> list[Tensor]:
+    """Rows [T, ...] by group: [texts, length, ...]; or rows [R, ...] that are read."""
+    lengths = [group.num_read if read else group.length for group in groups]
+    shapes = [(group.num_texts, length) for group, length in zip(groups, lengths, strict=True)]
+    pieces = rows.split([number * length for number, length in shapes])
+    return [piece.unflatten(0, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def pack(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lotlip.model.attention import attend
 from lotlip.model.config import TextTowerConfig
-from lotlip.model.corner_tokens import attend
 from lotlip.model.packing import PAD_ID, PackedTexts
 from lotlip.model.recomputing import through
 
@@ -65,11 +65,16 @@ class Layer(nn.Module):
         """The rows [T, D] again; or, if no more is needed, those that are read: [R, D]."""
         dropout = self.dropout if self.training else 0.0
         rows = texts.read(rows_TD) if read else rows_TD
+        if read:
+            query = self.query(rows)
+            key, value = _together(rows_TD, self.key, self.value)
+        else:
+            query, key, value = _together(rows_TD, self.query, self.key, self.value)
         mixed = attend(
-            self.query(rows),
-            self.key(rows_TD),
-            self.value(rows_TD),
-            texts,
+            query,
+            key,
+            value,
+            texts.groups,
             num_heads=self.num_heads,
             dropout=dropout,
             read=read,
@@ -77,6 +82,13 @@ class Layer(nn.Module):
         rows = self.norm1(rows + F.dropout(self.output(mixed), dropout))
         hidden = self.fc2(F.gelu(self.fc1(rows)))
         return self.norm2(rows + F.dropout(hidden, dropout))
+
+
+def _together(rows: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """What each layer makes of the same rows, by one product."""
+    weights = torch.cat([layer.weight for layer in layers])
+    biases = torch.cat([layer.bias for layer in layers])
+    return F.linear(rows, weights, biases).chunk(len(layers), dim=1)
 
 
 class TextTower(nn.Module):

@@ -5,30 +5,57 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lotlip.model.attention import attention
+from lotlip.model.attention import attend
+from lotlip.model.corner_tokens import rule
+from lotlip.model.packing import Group
+
+GROUPS = [Group(2, 4, 0), Group(1, 6, 2), Group(3, 9, 2), Group(1, 1, 0)]
+NUM_ROWS, NUM_READ = 8 + 6 + 27 + 1, 2 + 3 + 9 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_the_formula_and_keeps_the_type(
-    dtype: torch.dtype, masked: bool
+@pytest.mark.parametrize("read", [False, True])
+def test_each_row_sees_of_its_own_sequence_what_the_formula_says(
+    dtype: torch.dtype, read: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(2, 3, length, 8, generator=generator).to(dtype).requires_grad_()
-        for length in (4, 5, 5)
+        torch.randn(num_rows, 24, generator=generator).to(dtype).requires_grad_()
+        for num_rows in (NUM_READ if read else NUM_ROWS, NUM_ROWS, NUM_ROWS)
     )
-    mask = torch.eye(4, 5, dtype=torch.bool) if masked else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        seen = attention(query, key, value, mask=mask)
-    scores = query.double() @ key.double().transpose(2, 3) / 8**0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    expected = scores.softmax(dim=3) @ value.double()
+        seen = attend(query, key, value, GROUPS, num_heads=3, read=read)
+    expected = formula(query, key, value, read=read)
     assert seen.dtype == dtype
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
-    torch.testing.assert_close(seen, expected.to(dtype), atol=rounding / 10, rtol=rounding)
-    grads = torch.autograd.grad(seen.double().sum(), [query, key, value])
-    of_formula = torch.autograd.grad(expected.sum(), [query, key, value])
+    torch.testing.assert_close(seen, expected.to(dtype), atol=rounding / 2, rtol=rounding)
+    weights = torch.randn(seen.shape, generator=generator)
+    grads = torch.autograd.grad((seen.double() * weights).sum(), [query, key, value])
+    of_formula = torch.autograd.grad((expected * weights).sum(), [query, key, value])
     for grad, want in zip(grads, of_formula, strict=True):
-        torch.testing.assert_close(grad, want, atol=rounding, rtol=2 * rounding)
+        torch.testing.assert_close(grad, want, atol=2 * rounding, rtol=2 * rounding)
+
+
+def formula(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, read: bool
+) -> torch.Tensor:
+    seen, row, num_read = [], 0, 0
+    for group in GROUPS:
+        m = group.num_corners
+        for _ in range(group.num_texts):
+            num_queries = m + 1 if read else group.length
+            q = query[num_read : num_read + num_queries].double().view(-1, 3, 8)
+            k, v = (x[row : row + group.length].double().view(-1, 3, 8) for x in (key, value))
+            scores = torch.einsum("qhd,khd->hqk", q, k) / 8**0.5
+            allowed = rule(m, group.length, torch.device("cpu"))[:num_queries]
+            shares = scores.masked_fill(~allowed, -torch.inf).softmax(dim=2)
+            seen.append(torch.einsum("hqk,khd->qhd", shares, v).flatten(1))
+            row, num_read = row + group.length, num_read + num_queries
+    return torch.cat(seen)
+
+
+def test_a_corner_token_reads_the_words_and_is_read_by_none() -> None:
+    corner, other, cls, word, sep = rule(2, 5, torch.device("cpu")).tolist()
+    assert corner == [True, False, False, True, True]
+    assert other == [False, True, False, True, True]
+    assert cls == word == sep == [False, False, True, True, True]
