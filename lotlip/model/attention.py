@@ -1,12 +1,13 @@
 """Attention within sequences that lie one after the other, those of one shape side by side.
 
-Shape suffixes: T rows of all sequences, Q of them queries, D width, n sequences of a group, H
-heads, q queries and l rows of a sequence, d width of a head.
+Shape suffixes: T rows of all sequences, Q of them queries, D width, n sequences of a group or a
+block, H heads, q queries and l rows of a sequence, d width of a head.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,23 +37,40 @@ def attend(
 
     Queries are all rows, or only those that are `read`.
     """
-    if query_QD.device.type == "cpu" and query_QD.dtype == torch.bfloat16 and not dropout:
-        heads = (rows.unflatten(1, (num_heads, -1)) for rows in (query_QD, key_TD, value_TD))
-        seen: Tensor = _Rounded.apply(*heads, tuple(groups), read)  # type: ignore[no-untyped-call]
-        return seen.flatten(1)
+    query, key, value = (
+        rows.unflatten(1, (num_heads, -1)) for rows in (query_QD, key_TD, value_TD)
+    )
+    if query.device.type == "cpu":
+        # Where what torch has is fast: not so in bfloat16.
+        by_length = query.dtype != torch.bfloat16 or dropout > 0
+    else:
+        by_length = len(groups) == 1
+    take = _by_length if by_length else _in_blocks
+    return take(query, key, value, tuple(groups), dropout, read).flatten(1)
+
+
+def _by_length(
+    query_QHd: Tensor,
+    key_THd: Tensor,
+    value_THd: Tensor,
+    groups: tuple[Group, ...],
+    dropout: float,
+    read: bool,
+) -> Tensor:
+    """[Q, H, d], with no mask but the rule for corner tokens: all sequences are of one length."""
     pieces = zip(
         groups,
-        by_group(query_QD, groups, read=read),
-        by_group(key_TD, groups),
-        by_group(value_TD, groups),
+        by_group(query_QHd, groups, read=read),
+        by_group(key_THd, groups),
+        by_group(value_THd, groups),
         strict=True,
     )
-    mixed = []
+    seen = []
     for group, *rows in pieces:
-        query_nHqd, key_nHld, value_nHld = (
-            piece.unflatten(2, (num_heads, -1)).transpose(1, 2) for piece in rows
+        query_nHqd, key_nHld, value_nHld = (piece.transpose(1, 2) for piece in rows)
+        mask = (
+            rule(group.num_corners, group.length, query_QHd.device) if group.num_corners else None
         )
-        mask = rule(group.num_corners, group.length, query_QD.device) if group.num_corners else None
         seen_nHqd = F.scaled_dot_product_attention(
             query_nHqd,
             key_nHld,
@@ -60,8 +78,42 @@ def attend(
             attn_mask=None if mask is None else mask[: query_nHqd.shape[2]],
             dropout_p=dropout,
         )
-        mixed.append(seen_nHqd.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(mixed)
+        seen.append(seen_nHqd.transpose(1, 2).flatten(0, 1))
+    return torch.cat(seen)
+
+
+def _in_blocks(
+    query_QHd: Tensor,
+    key_THd: Tensor,
+    value_THd: Tensor,
+    groups: tuple[Group, ...],
+    dropout: float,
+    read: bool,
+) -> Tensor:
+    """[Q, H, d], by few calls with much to do in each."""
+    num_heads, like = query_QHd.shape[1], (query_QHd.device, query_QHd.dtype)
+    of_queries = _layout(groups, num_heads, read, *like)
+    of_keys = _layout(groups, num_heads, False, *like)
+    query, key, value = of_queries.move(query_QHd), of_keys.move(key_THd), of_keys.move(value_THd)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        seen = _Rounded.apply(query, key, value, of_queries, of_keys)
+    else:
+        pieces = zip(
+            of_queries.split(query),
+            of_keys.split(key),
+            of_keys.split(value),
+            of_queries.masks,
+            strict=True,
+        )
+        seen = torch.cat(
+            [
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).flatten(
+                    0, 2
+                )
+                for q, k, v, mask in pieces
+            ]
+        )
+    return of_queries.back(seen)
 
 
 class _Rounded(torch.autograd.Function):
@@ -73,16 +125,8 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query_QHd: Tensor,
-        key_THd: Tensor,
-        value_THd: Tensor,
-        groups: tuple[Group, ...],
-        read: bool,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, of_queries: _Layout, of_keys: _Layout
     ) -> Tensor:
-        of_queries = _layout(groups, query_QHd.shape[1], read)
-        of_keys = _layout(groups, query_QHd.shape[1], False)
-        query, key, value = of_queries(query_QHd), of_keys(key_THd), of_keys(value_THd)
         ctx.of_queries, ctx.of_keys, ctx.scale = of_queries, of_keys, query.shape[1] ** -0.5
         seen, shares = torch.empty_like(query), []
         pieces = zip(
@@ -97,77 +141,86 @@ class _Rounded(torch.autograd.Function):
             for mask, q, k, v, out in pieces:
                 scores = q @ k.mT
                 if mask is not None:
-                    scores.unflatten(0, (len(mask), -1)).add_(mask)
-                shares.append(scores.softmax(dim=2).to(v.dtype))
-                torch.bmm(shares[-1], v, out=out)
+                    scores += mask
+                shares.append(scores.softmax(dim=3).to(v.dtype))
+                torch.matmul(shares[-1], v, out=out)
         ctx.save_for_backward(query, key, value, *shares)
-        return of_queries.back(seen)
+        return seen
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        of_queries, of_keys = ctx.of_queries, ctx.of_keys
         query, key, value, *shares = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
         pieces = zip(
             shares,
-            *(of_queries.split(rows) for rows in (query, of_queries(grads[0]), grad_query)),
-            *(of_keys.split(rows) for rows in (key, value, grad_key, grad_value)),
+            *(ctx.of_queries.split(rows) for rows in (query, grads[0], grad_query)),
+            *(ctx.of_keys.split(rows) for rows in (key, value, grad_key, grad_value)),
             strict=True,
         )
         with torch.autocast("cpu", enabled=False):
             for share, q, grad_out, grad_q, k, v, grad_k, grad_v in pieces:
-                torch.bmm(share.mT, grad_out, out=grad_v)
+                torch.matmul(share.mT, grad_out, out=grad_v)
                 grad_share = grad_out @ v.mT
                 grad_scores = torch.ops.aten._softmax_backward_data(
-                    grad_share, share, 2, share.dtype
+                    grad_share, share, 3, share.dtype
                 )
-                torch.bmm(grad_scores, k, out=grad_q)
-                torch.bmm(grad_scores.mT, q, out=grad_k)
-        of_query = of_queries.back(grad_query.mul_(ctx.scale))
-        return (
-            of_query,
-            of_keys.back(grad_key.mul_(ctx.scale)),
-            of_keys.back(grad_value),
-            None,
-            None,
-        )
+                torch.matmul(grad_scores, k, out=grad_q)
+                torch.matmul(grad_scores.mT, q, out=grad_k)
+        return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value, None, None
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where rows are for `_Rounded`: in blocks of sequences of about one length.
+    """Where rows are in blocks of sequences of about one length, as `_in_blocks` takes them.
 
     In a block lie the rows of the first head of the first sequence, of its second head, and so on,
-    with zeros behind those that are shorter, and sequences of zeros: few shapes come again and
-    again, for each of which oneDNN makes, and keeps, code of its own.
+    with zeros behind those that are shorter, and sequences of zeros. So few shapes come again and
+    again: for each one oneDNN makes, and keeps, code of its own.
     """
 
-    num_heads: int
-    shapes: tuple[tuple[int, int], ...]
-    """Of each block: sequences x heads, rows of each."""
+    shapes: tuple[tuple[int, int, int], ...]
+    """Of each block: sequences, heads, rows of a sequence."""
     masks: tuple[Tensor | None, ...]
     """Of each block, what is added to its scores: [n, 1, q or 1, l]."""
     places: Tensor
     """Of each head of each row, where it is in the blocks."""
 
-    def __call__(self, rows_THd: Tensor) -> Tensor:
+    def move(self, rows_THd: Tensor) -> Tensor:
         """[T, H, d] to all rows of all blocks, [rows, d]."""
-        num_rows = sum(number * length for number, length in self.shapes)
+        num_rows = sum(math.prod(shape) for shape in self.shapes)
         blocks = rows_THd.new_zeros(num_rows, rows_THd.shape[2])
-        return blocks.index_copy_(0, self.places, rows_THd.flatten(0, 1))
+        return blocks.index_copy(0, self.places, rows_THd.flatten(0, 1))
 
     def back(self, blocks: Tensor) -> Tensor:
         """The way back, to [T, H, d]."""
-        return blocks.index_select(0, self.places).unflatten(0, (-1, self.num_heads))
+        num_heads = self.shapes[0][1]
+        rows: Tensor = _Select.apply(blocks, self.places)  # type: ignore[no-untyped-call]
+        return rows.unflatten(0, (-1, num_heads))
 
     def split(self, blocks: Tensor) -> list[Tensor]:
-        """Views of the blocks: [sequences x heads, rows of each, d]."""
-        pieces = blocks.split([number * length for number, length in self.shapes])
+        """Views of the blocks: [n, H, rows of a sequence, d]."""
+        pieces = blocks.split([math.prod(shape) for shape in self.shapes])
         return [piece.unflatten(0, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
-@functools.lru_cache(maxsize=8)  # the layers of both towers ask for few, again and again
-def _layout(groups: tuple[Group, ...], num_heads: int, read: bool) -> _Layout:
+class _Select(torch.autograd.Function):
+    """`index_select` of places of which none is taken twice, whose gradient need not add up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.num_rows, ctx.places = len(rows), places
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        of_rows = grads[0].new_zeros(ctx.num_rows, grads[0].shape[1])
+        return of_rows.index_copy_(0, ctx.places, grads[0]), None
+
+
+@functools.lru_cache(maxsize=4)  # those of a batch: the layers of a tower ask for the same
+def _layout(
+    groups: tuple[Group, ...], num_heads: int, read: bool, device: torch.device, dtype: torch.dtype
+) -> _Layout:
     members: dict[tuple[int, int], list[int]] = {}
     for number, group in enumerate(groups):
         key = (_rounded_up(group.length, _LENGTHS), group.num_corners)
@@ -177,23 +230,37 @@ def _layout(groups: tuple[Group, ...], num_heads: int, read: bool) -> _Layout:
     for (length, num_corners), numbers in members.items():
         num_queries = num_corners + 1 if read else length
         num_texts = _rounded_up(sum(groups[number].num_texts for number in numbers), _NUMBERS)
-        hidden, text = torch.zeros(num_texts, length, dtype=torch.bool), 0
+        lengths, text = [length] * num_texts, 0
         for number in numbers:
             group = groups[number]
             texts = torch.arange(text, text + group.num_texts)
             rows = torch.arange(group.num_read if read else group.length)
             first_row = (texts[:, None] * num_heads + torch.arange(num_heads)) * num_queries
             places[number] = (start + first_row[:, None] + rows[:, None]).flatten()
-            hidden[texts, group.length :] = True
+            lengths[text : text + group.num_texts] = [group.length] * group.num_texts
             text += group.num_texts
-        mask = torch.zeros(num_texts, 1, 1, length).masked_fill(hidden[:, None, None], -torch.inf)
-        if num_corners:
-            forbidden = ~rule(num_corners, length, torch.device("cpu"))[:num_queries]
-            mask = mask.masked_fill(forbidden, -torch.inf)
-        masks.append(mask if mask.any() else None)
-        shapes.append((num_texts * num_heads, num_queries))
-        start += num_texts * num_heads * num_queries
-    return _Layout(num_heads, tuple(shapes), tuple(masks), torch.cat(places))
+        shapes.append((num_texts, num_heads, num_queries))
+        masks.append(_mask(lengths, length, num_corners, num_queries, device, dtype))
+        start += math.prod(shapes[-1])
+    return _Layout(tuple(shapes), tuple(masks), torch.cat(places).to(device, non_blocking=True))
+
+
+def _mask(
+    lengths: list[int],
+    length: int,
+    num_corners: int,
+    num_queries: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Below all where a row of a block may not be looked at: [n, 1, q or 1, l]."""
+    if not num_corners and min(lengths) == length:
+        return None
+    ends_n = torch.tensor(lengths).to(device, non_blocking=True)
+    allowed = torch.arange(length, device=device) < ends_n[:, None, None, None]
+    if num_corners:
+        allowed = allowed & rule(num_corners, length, device)[:num_queries]
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
 
 
 def _rounded_up(number: int, step: int) -> int:

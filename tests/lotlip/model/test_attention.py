@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lotlip.model.attention import attend
+from lotlip.model.attention import _in_blocks, attend
 from lotlip.model.corner_tokens import rule
 from lotlip.model.packing import Group
 
@@ -34,6 +34,22 @@ def test_each_row_sees_of_its_own_sequence_what_the_formula_says(
     of_formula = torch.autograd.grad((expected * weights).sum(), [query, key, value])
     for grad, want in zip(grads, of_formula, strict=True):
         torch.testing.assert_close(grad, want, atol=2 * rounding, rtol=2 * rounding)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_blocks_as_gpus_take_them_give_the_same(read: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(num_rows, 3, 8, generator=generator).requires_grad_()
+        for num_rows in (NUM_READ if read else NUM_ROWS, NUM_ROWS, NUM_ROWS)
+    ]
+    seen = _in_blocks(*inputs, tuple(GROUPS), 0.0, read).flatten(1)
+    expected = formula(*(rows.flatten(1) for rows in inputs), read=read)
+    torch.testing.assert_close(seen, expected.float(), atol=1e-5, rtol=0)
+    weights = torch.randn(seen.shape, generator=generator)
+    grads = torch.autograd.grad((seen * weights).sum(), inputs)
+    of_formula = torch.autograd.grad((expected * weights).sum(), inputs)
+    torch.testing.assert_close(grads, of_formula, atol=1e-5, rtol=0)
 
 
 def formula(
