@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Torch's threads must not spin while they wait, or they slow each other down on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-down test test-all check bench faults clean
+.PHONY: demo demo-down test test-all check bench bench-gpu faults clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ check: $(INSTALLED)       ## style, types, layers
 
 bench: $(INSTALLED)       ## ratios against named yardsticks, into docs/benchmarks.md
 	$(BIN)/python tests/benchmarks/run.py
+
+bench-gpu: $(INSTALLED)   ## texts, loss and training on a GPU, into docs/benchmarks-gpu.md
+	$(BIN)/python tests/benchmarks/gpu.py
 
 faults: $(INSTALLED)      ## break everything around a run, 200 times, into docs/reliability.md
 	$(BIN)/python tests/faults/run.py --report

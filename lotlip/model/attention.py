@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def attend(
         by_length = query.dtype != torch.bfloat16 or dropout > 0
     else:
         by_length = len(groups) == 1
-    take = _by_length if by_length else _in_blocks
+    take: Callable[..., Tensor] = _by_length if by_length else _in_blocks  # type: ignore[assignment]
     return take(query, key, value, tuple(groups), dropout, read).flatten(1)
 
 
@@ -82,6 +82,7 @@ def _by_length(
     return torch.cat(seen)
 
 
+@torch.compiler.disable  # it would be compiled anew for each batch
 def _in_blocks(
     query_QHd: Tensor,
     key_THd: Tensor,

@@ -66,6 +66,11 @@ class LoTLIP(nn.Module):
         image_BD = self.encode_image(images) if pixels else self.project_image(images)
         return image_BD, self.encode_captions(ids_BSL, short_first)
 
+    def compile_towers(self) -> None:
+        """Have torch compile the image tower, and all of the text tower that goes row by row."""
+        self.image_tower.compile()
+        self.text_tower.compile_layers()
+
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
         """Images [B, 3, H, W], normalised to [-1, 1], to unit vectors [B, D]."""
         learns = torch.is_grad_enabled() and not self.image_tower_is_locked

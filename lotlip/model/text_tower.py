@@ -79,6 +79,10 @@ class Layer(nn.Module):
             dropout=dropout,
             read=read,
         )
+        return self.behind_attention(rows, mixed, dropout)
+
+    def behind_attention(self, rows: Tensor, mixed: Tensor, dropout: float) -> Tensor:
+        """What each row becomes by what it saw: [R, D]."""
         rows = self.norm1(rows + F.dropout(self.output(mixed), dropout))
         hidden = self.fc2(F.gelu(self.fc1(rows)))
         return self.norm2(rows + F.dropout(hidden, dropout))
@@ -112,6 +116,12 @@ class TextTower(nn.Module):
             rows_TD = through(layer, rows_TD, texts, recomputes=self.recomputes)
         read_RD = last(rows_TD, texts, read=True)
         return torch.tanh(self.pooler(read_RD[texts.order_R]))
+
+    def compile_layers(self) -> None:
+        """All of them but attention: how rows share in it is new in each batch."""
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.behind_attention = torch.compile(layer.behind_attention, dynamic=True)
 
     def locked_parameters(self) -> list[nn.Parameter]:
         """Every parameter that does not learn; never the corner tokens."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from lotlip.data.pipeline import (
     Source,
     batches,
 )
+from lotlip.data.prefetch import prefetched
 from lotlip.errors import ConfigError, DataError, LotlipError
 from lotlip.train.flops import step_flops
 from lotlip.train.gradient import parts_of, take_gradient
@@ -52,6 +53,9 @@ class LoopConfig:
     towers run forward twice. 0: all at once."""
     recompute: bool = False
     """Compute the towers' layers again in backward, rather than keep what it needs of them."""
+    compile: bool = False
+    """Have torch compile the towers for the device, which takes a minute in the first step, and a
+    C++ compiler. On processors it has not paid."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast; auto takes it on GPUs that support it, and fp32 elsewhere."""
     long_weight: float = 1.0
@@ -142,6 +146,8 @@ def train_steps(
     for a loss that isn't finite.
     """
     state.model.image_tower.recomputes = state.model.text_tower.recomputes = loop.recompute
+    if loop.compile:
+        state.model.compile_towers()
     model = distributed.data_parallel(state.model).train()
     steps_per_epoch, short_first = source.epoch(0).steps, source.captions.short_caption
     allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
@@ -187,13 +193,18 @@ def train_steps(
 def _rest_of_epoch(state: TrainState, source: Source, num_processes: int) -> Iterator[Batch]:
     """This worker's batches from `state.step` to the end of its epoch."""
     epoch, start_step = divmod(state.step, source.epoch(0).steps)
-    return batches(
+    found = batches(
         source,
         epoch=epoch,
         start_step=start_step,
         streams=streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams),
         num_processes=num_processes,
     )
+    if state.model.logit_scale.device.type != "cuda":
+        return found
+    # A GPU takes it from there while it computes.
+    pinned = (replace(batch, images=batch.images.pin_memory()) for batch in found)
+    return prefetched(pinned, depth=1)
 
 
 @dataclass(frozen=True, kw_only=True)

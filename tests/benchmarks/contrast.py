@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from measuring import Row, Work, compared, peak_mib
+from measuring import DEVICE, Row, Work, compared, peak_mib
 from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -47,14 +47,16 @@ def share() -> Work:
 def work(side: str) -> Work:
     generator = torch.Generator().manual_seed(0)
     image_BD, text_BND = (
-        F.normalize(torch.randn(*shape, WIDTH, generator=generator), dim=-1).requires_grad_()
+        F.normalize(torch.randn(*shape, WIDTH, generator=generator), dim=-1)
+        .to(DEVICE)
+        .requires_grad_()
         for shape in ((NUM_IMAGES,), (NUM_IMAGES, NUM_TEXTS))
     )
-    scale = torch.tensor(20.0, requires_grad=True)
-    target_B = torch.arange(NUM_IMAGES)
+    scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
+    target_B = torch.arange(NUM_IMAGES, device=DEVICE)
 
     def naive() -> torch.Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device=DEVICE)
         for n in range(NUM_TEXTS):
             to_text = scale * image_BD @ text_BND[:, n].T
             to_image = scale * text_BND[:, n] @ image_BD.T

@@ -85,16 +85,23 @@ class Scenes:
             context_length=text.context_length,
         )
 
-    def source(self, tokenizer: Tokenizer, augment: AugmentConfig) -> Source:
+    def source(
+        self,
+        tokenizer: Tokenizer,
+        augment: AugmentConfig,
+        *,
+        batch: int = BATCH,
+        num_streams: int = 4,
+    ) -> Source:
         return Source(
             store=self.store,
             manifest=self.manifest,
             tokenizer=tokenizer,
             captions=CaptionConfig(),
             augment=augment,
-            order=OrderConfig(num_streams=4, shuffle_window=256),
+            order=OrderConfig(num_streams=num_streams, shuffle_window=256),
             image_size_px=self.size_px,
-            global_batch=BATCH,
+            global_batch=batch,
             seed=0,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch
 
 Work = Callable[[], object]
 
+DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
+"""Where texts and losses are computed; in the environment, so that new processes know it, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -23,7 +27,7 @@ class Row:
     what: str
     yardstick: str
     ours_s: float
-    """CPU seconds."""
+    """See `clock`."""
     theirs_s: float
     ours_mib: float = 0.0
     """The most memory it took, see `peak_mib`; 0 if not measured."""
@@ -59,23 +63,31 @@ def compared(
     )
 
 
+def clock() -> float:
+    """CPU seconds of the process; with a GPU, seconds that pass until it has done its work."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(DEVICE)
+    return time.perf_counter()
+
+
 def medians(*competitors: Work, repeats: int = 5) -> list[float]:
-    """CPU seconds of each, the median of repeats in which they take turns."""
+    """Seconds of each by the `clock`, the median of repeats in which they take turns."""
     times: list[list[float]] = [[] for _ in competitors]
     turns = list(zip(competitors, times, strict=True))
     for _ in range(repeats):
         turns.reverse()  # a machine that becomes slower or faster favours nobody
         for run, taken in turns:
-            began = time.process_time()
+            began = clock()
             run()
-            taken.append(time.process_time() - began)
+            taken.append(clock() - began)
     return [statistics.median(taken) for taken in times]
 
 
 def peak_mib(prepare: Callable[..., Work], *arguments: object, whole: bool = False) -> float:
     """How much memory the work takes that `prepare(*arguments)` gives, in a new process.
 
-    Beyond what was there before, or that of the `whole` process.
+    Beyond what was there before, or that of the `whole` process; of the GPU's memory if on one.
     """
     return in_new_process(_peak_mib, prepare, arguments, whole)
 
@@ -94,6 +106,11 @@ def _on_one_thread(function: Callable[..., float], arguments: tuple[object, ...]
 
 def _peak_mib(prepare: Callable[..., Work], arguments: tuple[object, ...], whole: bool) -> float:
     work = prepare(*arguments)
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated(DEVICE)
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        work()
+        return (torch.cuda.max_memory_allocated(DEVICE) - before) / 2**20
     # Not getrusage's peak: a new process begins with that of the one that started it.
     Path("/proc/self/clear_refs").write_text("5")
     before = 0 if whole else resident_kib()

@@ -23,6 +23,7 @@ import texts
 import torch
 import whole_run
 from measuring import Row, in_new_process
+from reporting import table
 
 from lotlip.data.store import FolderStore
 
@@ -40,23 +41,6 @@ def main() -> None:
         kept_mib = in_new_process(loading.kept_mib, folder)
         late, early = order.seek(scenes.texts, ORDER_REPEATS)
     write_report(rows, order.mixing(), late, early, contrast.share_mib(), kept_mib)
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    lines = [
-        "| what | yardstick | ours, s | yardstick, s | speed-up | memory, MiB | goal |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        memory = "-"
-        if row.theirs_mib:
-            share = row.ours_mib / row.theirs_mib
-            memory = f"{row.ours_mib:.0f} / {row.theirs_mib:.0f} = {share:.3f}x"
-        lines.append(
-            f"| {row.what} | {row.yardstick} | {row.ours_s:.3f} | {row.theirs_s:.3f} "
-            f"| {row.theirs_s / row.ours_s:.2f}x | {memory} | {row.goal} |"
-        )
-    return lines
 
 
 def write_report(

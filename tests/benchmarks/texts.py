@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from measuring import Row, Work, compared
+from measuring import DEVICE, Row, Work, compared
 from plain_text_tower import plain_text_tower
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,10 +64,10 @@ def work(side: str, lengths: Lengths, backward: bool) -> Work:
     """One pass over a batch of captions, in our way or in theirs."""
     torch.manual_seed(0)
     image = ImageTowerConfig(image_size_px=32, width=768, num_layers=1)  # is not used
-    model = LoTLIP(ModelConfig(image=image, text=TextTowerConfig(num_corner_tokens=M)))
+    model = LoTLIP(ModelConfig(image=image, text=TextTowerConfig(num_corner_tokens=M))).to(DEVICE)
     ids_BSL = mixed_lengths() if lengths == "mixed" else scene_captions()
     if side == "theirs":
-        ids_BSL = F.pad(ids_BSL, (0, PADDED - ids_BSL.shape[2]))
+        ids_BSL = F.pad(ids_BSL, (0, PADDED - ids_BSL.shape[2])).to(DEVICE)
 
     def encode() -> Tensor:
         return model.encode_captions(ids_BSL) if side == "ours" else padded(model, ids_BSL)
@@ -75,7 +75,8 @@ def work(side: str, lengths: Lengths, backward: bool) -> Work:
     def run() -> float:
         with torch.set_grad_enabled(backward):
             features_BND = encode()
-            total = (features_BND * torch.linspace(-1, 1, features_BND.shape[2])).sum()
+            weights_D = torch.linspace(-1, 1, features_BND.shape[2], device=DEVICE)
+            total = (features_BND * weights_D).sum()
         if backward:
             model.zero_grad(set_to_none=True)
             total.backward()

@@ -29,10 +29,10 @@ def plain_text_tower(tower: TextTower, ids_BL: Tensor, *, fused: bool = False) -
 
 def additive_mask(ids_BL: Tensor, m: int) -> Tensor:
     """[B, 1, L, L]: 0 where a query (row) may look at a key (column), far below elsewhere."""
-    position = torch.arange(ids_BL.shape[1])
+    position = torch.arange(ids_BL.shape[1], device=ids_BL.device)
     is_corner = (position >= 1) & (position <= m)
     allowed = ~is_corner[None, :] & ~(is_corner[:, None] & (position == 0)[None, :])
-    allowed = allowed | torch.eye(len(position), dtype=torch.bool)
+    allowed = allowed | torch.eye(len(position), dtype=torch.bool, device=ids_BL.device)
     allowed_BLL = allowed & (ids_BL != 0)[:, None, :]
     return (~allowed_BLL[:, None]).float() * torch.finfo(torch.float32).min
 

@@ -72,11 +72,13 @@ def run(
     optim: OptimConfig = OPTIM,
     max_bad_fraction: float = 0.0,
     precision: str = "fp32",
+    compile: bool = False,
 ) -> list[Step]:
     loop = LoopConfig(
         num_samples=num_steps * GLOBAL_BATCH,
         global_batch=GLOBAL_BATCH,
         precision=precision,  # type: ignore[arg-type]
+        compile=compile,
     )
     data = DataConfig(train=source.store.uri, max_bad_fraction=max_bad_fraction)
     steps: list[Step] = []
@@ -237,6 +239,18 @@ def test_bf16_trains_as_well(source: Source) -> None:
     assert rounded[0].loss != exact[0].loss
     for ours, theirs in zip(rounded, exact, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, abs=0.1)
+
+
+@pytest.mark.slow  # half a minute for the C++ compiler
+@pytest.mark.filterwarnings("default")  # the compiler warns of its own ways
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++, not found here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_towers_train_as_well(source: Source, precision: str) -> None:
+    plain = run(new_state(), source, num_steps=6, precision=precision)
+    compiled = run(new_state(), source, num_steps=6, precision=precision, compile=True)
+    closeness = 1e-4 if precision == "fp32" else 0.05
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, abs=closeness)
 
 
 @pytest.fixture
