@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from lotlip.model.corner_tokens import rule
 from lotlip.model.packing import Group, by_group
 
-_LENGTHS, _NUMBERS = 8, 8
-"""Lengths and numbers of sequences in a block of `_Layout` are multiples of these."""
+_STEPS = {"cpu": (8, 8), "cuda": (16, 1)}
+"""Lengths and numbers of sequences in a block of `_Layout` are multiples of these: few shapes, for
+each of which oneDNN makes, and keeps, code of its own; masks as GPUs' kernels can read them."""
 
 
 def attend(
@@ -41,8 +42,9 @@ def attend(
         rows.unflatten(1, (num_heads, -1)) for rows in (query_QD, key_TD, value_TD)
     )
     if query.device.type == "cpu":
-        # Where what torch has is fast: not so in bfloat16.
-        by_length = query.dtype != torch.bfloat16 or dropout > 0
+        # What torch has is slow in bfloat16 only, and there only backwards.
+        rounded = query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+        by_length = not rounded or dropout > 0
     else:
         by_length = len(groups) == 1
     take: Callable[..., Tensor] = _by_length if by_length else _in_blocks  # type: ignore[assignment]
@@ -57,7 +59,7 @@ def _by_length(
     dropout: float,
     read: bool,
 ) -> Tensor:
-    """[Q, H, d], with no mask but the rule for corner tokens: all sequences are of one length."""
+    """[Q, H, d], with no mask but the rule for corner tokens: a group is of one length."""
     pieces = zip(
         groups,
         by_group(query_QHd, groups, read=read),
@@ -175,8 +177,7 @@ class _Layout:
     """Where rows are in blocks of sequences of about one length, as `_in_blocks` takes them.
 
     In a block lie the rows of the first head of the first sequence, of its second head, and so on,
-    with zeros behind those that are shorter, and sequences of zeros. So few shapes come again and
-    again: for each one oneDNN makes, and keeps, code of its own.
+    with zeros behind those that are shorter, and sequences of zeros.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -222,15 +223,23 @@ class _Select(torch.autograd.Function):
 def _layout(
     groups: tuple[Group, ...], num_heads: int, read: bool, device: torch.device, dtype: torch.dtype
 ) -> _Layout:
+    with torch.inference_mode(False):  # what is kept may be needed for a gradient later
+        return _new_layout(groups, num_heads, read, device, dtype)
+
+
+def _new_layout(
+    groups: tuple[Group, ...], num_heads: int, read: bool, device: torch.device, dtype: torch.dtype
+) -> _Layout:
+    length_step, number_step = _STEPS.get(device.type, _STEPS["cuda"])
     members: dict[tuple[int, int], list[int]] = {}
     for number, group in enumerate(groups):
-        key = (_rounded_up(group.length, _LENGTHS), group.num_corners)
+        key = (_rounded_up(group.length, length_step), group.num_corners)
         members.setdefault(key, []).append(number)
     places: list[Tensor] = [torch.empty(0)] * len(groups)
     shapes, masks, start = [], [], 0
     for (length, num_corners), numbers in members.items():
         num_queries = num_corners + 1 if read else length
-        num_texts = _rounded_up(sum(groups[number].num_texts for number in numbers), _NUMBERS)
+        num_texts = _rounded_up(sum(groups[n].num_texts for n in numbers), number_step)
         lengths, text = [length] * num_texts, 0
         for number in numbers:
             group = groups[number]
@@ -255,7 +264,7 @@ def _mask(
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Below all where a row of a block may not be looked at: [n, 1, q or 1, l]."""
-    if not num_corners and min(lengths) == length:
+    if not num_corners and all(own == length for own in lengths):
         return None
     ends_n = torch.tensor(lengths).to(device, non_blocking=True)
     allowed = torch.arange(length, device=device) < ends_n[:, None, None, None]

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 
-@functools.cache
+@functools.lru_cache(maxsize=128)
 def rule(num_corners: int, length: int, device: torch.device) -> Tensor:
     """Which rows (second) of a packed text a row (first) may look at: [length, length].
 
     The corner tokens come first, then [CLS], see `packing`. It is the same in every batch.
     """
-    row = torch.arange(length, device=device)
-    is_corner, is_cls = row < num_corners, row == num_corners
-    allowed = ~is_corner[None, :] & ~(is_corner[:, None] & is_cls[None, :])
-    return allowed | (row[:, None] == row[None, :])
+    with torch.inference_mode(False):  # what is kept may be needed for a gradient later
+        row = torch.arange(length, device=device)
+        is_corner, is_cls = row < num_corners, row == num_corners
+        allowed = ~is_corner[None, :] & ~(is_corner[:, None] & is_cls[None, :])
+        return allowed | (row[:, None] == row[None, :])

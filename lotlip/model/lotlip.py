@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from lotlip.errors import ConfigError
 from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model.config import ModelConfig
 from lotlip.model.image_tower import ImageTower
@@ -67,7 +68,17 @@ class LoTLIP(nn.Module):
         return image_BD, self.encode_captions(ids_BSL, short_first)
 
     def compile_towers(self) -> None:
-        """Have torch compile the image tower, and all of the text tower that goes row by row."""
+        """Have torch compile the image tower, and all of the text tower that goes row by row.
+
+        Raises: ConfigError if it can't compile for this device here.
+        """
+        try:
+            torch.compile(torch.neg)(self.logit_scale.detach())
+        except Exception as error:  # whatever its compilers say
+            raise ConfigError(
+                f"train.compile=true: torch can't compile here ({type(error).__name__}): install a "
+                "C++ compiler, or set it to false"
+            ) from error
         self.image_tower.compile()
         self.text_tower.compile_layers()
 

@@ -1,8 +1,7 @@
 """Texts without padding: the tokens of a batch in one row after the other.
 
 A text is its corner tokens, [CLS] and its words, in this order; a text whose corner tokens nobody
-reads has none. Texts of one shape lie side by side, so that attention needs neither padding nor a
-mask for it: all texts of one length are one dense batch.
+reads has none. Texts of one shape lie side by side: all of one length are one dense batch.
 
 Shape suffixes: N texts, L tokens of a padded text, T rows, m corner tokens, D width,
 R rows that are read ([CLS] and corner tokens).

@@ -54,8 +54,7 @@ class LoopConfig:
     recompute: bool = False
     """Compute the towers' layers again in backward, rather than keep what it needs of them."""
     compile: bool = False
-    """Have torch compile the towers for the device, which takes a minute in the first step, and a
-    C++ compiler. On processors it has not paid."""
+    """Have torch compile the towers, which takes a minute in the first step, and a C++ compiler."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 is autocast; auto takes it on GPUs that support it, and fp32 elsewhere."""
     long_weight: float = 1.0
@@ -200,11 +199,25 @@ def _rest_of_epoch(state: TrainState, source: Source, num_processes: int) -> Ite
         streams=streams_of(distributed.rank(), distributed.world_size(), source.order.num_streams),
         num_processes=num_processes,
     )
-    if state.model.logit_scale.device.type != "cuda":
-        return found
-    # A GPU takes it from there while it computes.
-    pinned = (replace(batch, images=batch.images.pin_memory()) for batch in found)
-    return prefetched(pinned, depth=1)
+    device = state.model.logit_scale.device
+    return _on_gpu(found, device) if device.type == "cuda" else found
+
+
+def _on_gpu(found: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches whose images are on the GPU before they are asked for."""
+    stream = torch.cuda.Stream(device)
+
+    def moved() -> Iterator[Batch]:
+        for batch in found:
+            with torch.cuda.stream(stream):
+                images = batch.images.pin_memory().to(device, non_blocking=True)
+            stream.synchronize()  # in a thread of its own
+            yield replace(batch, images=images)
+
+    for batch in prefetched(moved(), depth=1):
+        # Or its memory would be taken for the next one while kernels still read it.
+        batch.images.record_stream(torch.cuda.current_stream(device))
+        yield batch
 
 
 @dataclass(frozen=True, kw_only=True)

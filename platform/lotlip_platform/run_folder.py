@@ -38,6 +38,7 @@ _MAY_CHANGE = frozenset(
         *("data.max_bad_fraction", "data.num_loader_processes", "data.features"),
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
         *("train.trace", "train.max_skipped_steps", "train.micro_batch", "train.recompute"),
+        "train.compile",
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

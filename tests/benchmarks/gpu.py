@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from datetime import date
+from itertools import cycle, islice
 from pathlib import Path
 
 os.environ.setdefault("BENCH_DEVICE", "cuda")
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--loaders", type=int, default=8, help="processes that decode images")
-    parser.add_argument("--images", type=int, default=2048, help="a multiple of 64")
+    parser.add_argument("--compile", action="store_true", help="train.compile")
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
@@ -55,7 +56,8 @@ def main() -> None:
         f"`make bench-gpu` on {date.today()}: {card()}, torch {torch.__version__}.",
         "",
         f"Training, preset {arguments.preset}, batch {arguments.batch}, 1 short and 1 long caption",
-        f"an image, bf16, {arguments.steps} steps of which the first {SKIPPED} don't count:",
+        f"an image, bf16{', compiled' * arguments.compile}, {arguments.steps} steps of which the",
+        f"first {SKIPPED} don't count:",
         "",
         *figures(steps),
     ]
@@ -80,13 +82,19 @@ def training(arguments: argparse.Namespace) -> list[Step]:
     """Photographs of 512 x 384 px with the captions of scenes, from local shards."""
     config, batch, num_loaders = PRESETS[arguments.preset], arguments.batch, arguments.loaders
     with tempfile.TemporaryDirectory() as folder:
-        images = arguments.images // 64 * loading.photos(64, 512, 384)
+        num_samples = arguments.steps * batch  # one epoch: the next begins with an empty loader
+        images = list(islice(cycle(loading.photos(64, 512, 384)), num_samples))
         scenes = loading.Scenes(FolderStore(folder), images, size_px=config.image.image_size_px)
         tokenizer = scenes.tokenizer(config)
         source = scenes.source(tokenizer, AugmentConfig(), batch=batch, num_streams=num_loaders)
         model = LoTLIP(config, tokenizer).to(DEVICE)
         state = TrainState(model, make_optimizer(model, OptimConfig()))
-        loop = LoopConfig(num_samples=arguments.steps * batch, global_batch=batch, precision="bf16")
+        loop = LoopConfig(
+            num_samples=num_samples,
+            global_batch=batch,
+            precision="bf16",
+            compile=arguments.compile,
+        )
         data = DataConfig(train=folder, order=source.order, num_loader_processes=num_loaders)
         steps = train_steps(state, source, loop=loop, optim=OptimConfig(), data=data)
         return list(steps)[SKIPPED:]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,13 +22,20 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loop:
+    compile: bool = False
+    lr: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Stands for any config: the folder knows but the names of three groups."""
+    """Stands for any config: the folder knows but the names of groups and a few keys."""
 
     model: Group = field(default_factory=Group)
     cluster: Group = field(default_factory=Group)
     tracking: Group = field(default_factory=Group)
     checkpoint: Group = field(default_factory=Group)
+    train: Loop = field(default_factory=Loop)
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -168,3 +176,14 @@ def test_parts_that_are_left_behind_a_result_are_not_taken_for_the_whole(
     assert list(folder.read_trace()) == [step(2)]
     folder.write_result({"steps": 2})
     assert list(folder.read_trace()) == [step(1), step(2)]
+
+
+def test_how_it_is_computed_may_change_and_may_be_new(folder: RunFolder) -> None:
+    folder.claim(Config(), "digest")
+    folder.check_claim(Config(train=Loop(compile=True)), "digest")
+    kept = json.loads(folder.store.read("config.json"))
+    del kept["train"]["compile"]  # as one that was begun before there was such a key
+    folder.store.write("config.json", json.dumps(kept).encode())
+    folder.check_claim(Config(), "digest")
+    with pytest.raises(ConfigError, match=r"another train\.lr=1\.0"):
+        folder.check_claim(Config(train=Loop(lr=2.0)), "digest")

@@ -9,8 +9,11 @@ from lotlip.model.attention import _in_blocks, attend
 from lotlip.model.corner_tokens import rule
 from lotlip.model.packing import Group
 
-GROUPS = [Group(2, 4, 0), Group(1, 6, 2), Group(3, 9, 2), Group(1, 1, 0)]
-NUM_ROWS, NUM_READ = 8 + 6 + 27 + 1, 2 + 3 + 9 + 1
+# Two lengths with corner tokens in a block; a block without a mask; one without a sequence.
+SHAPES = [(2, 4, 0), (1, 6, 2), (3, 9, 2), (2, 12, 2), (1, 1, 0), (8, 16, 0), (0, 30, 0)]
+GROUPS = [Group(*shape) for shape in SHAPES]
+NUM_ROWS = sum(group.num_texts * group.length for group in GROUPS)
+NUM_READ = sum(group.num_texts * group.num_read for group in GROUPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -50,6 +53,18 @@ def test_blocks_as_gpus_take_them_give_the_same(read: bool) -> None:
     grads = torch.autograd.grad((seen * weights).sum(), inputs)
     of_formula = torch.autograd.grad((expected * weights).sum(), inputs)
     torch.testing.assert_close(grads, of_formula, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_inference_leaves_behind_does_not_keep_from_training(dtype: torch.dtype) -> None:
+    groups = [Group(3, 7, 2), Group(1, 8, 2)]  # of no other test
+    rows = torch.randn(29, 24).to(dtype)
+    with torch.inference_mode():
+        attend(rows, rows, rows, groups, num_heads=3)
+        _in_blocks(*(3 * [rows.unflatten(1, (3, 8))]), tuple(groups), 0.0, False)
+    inputs = [rows.clone().requires_grad_() for _ in range(3)]
+    attend(*inputs, groups, num_heads=3).sum().backward()
+    assert all(one.grad is not None for one in inputs)
 
 
 def formula(
