@@ -54,6 +54,8 @@ def unknown_key(path: str, name: str, known: list[str]) -> str:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -69,6 +71,11 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _choice(typing.get_args(hint), value, path)
     if origin in (Union, types.UnionType):
         return _one_of(typing.get_args(hint), value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a group of keys, got {value!r}")
+        item = typing.get_args(hint)[1]
+        return {str(name): _value(item, each, _join(path, name)) for name, each in value.items()}
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise ConfigError(f"{path} must be a list such as [a, b], got {value!r}")

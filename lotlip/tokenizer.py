@@ -95,6 +95,16 @@ class Tokenizer:
         self._word_pieces.pre_tokenizer = BertPreTokenizer()
         self._known: dict[str, list[int]] = {}
 
+    def adapted(self, num_corner_tokens: int, context_length: int) -> Tokenizer:
+        """One with the same word pieces. Raises: ConfigError."""
+        return Tokenizer(
+            {piece: number for number, piece in enumerate(self._pieces)},
+            num_corner_tokens=num_corner_tokens,
+            context_length=context_length,
+            vocab_size=self.vocab_size,
+            lowercase=self.lowercase,
+        )
+
     def encode(
         self, sentences_or_text: str | Sequence[str], *, official: bool = False
     ) -> list[int]:

@@ -57,7 +57,14 @@ def _enter_local_services() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     # Verbs import what they need when they run: help and mistakes answer at once.
-    from lotlip_platform import cli_data, cli_model, cli_services, cli_trace, cli_track
+    from lotlip_platform import (
+        cli_data,
+        cli_model,
+        cli_services,
+        cli_sweep,
+        cli_trace,
+        cli_track,
+    )
 
     parser = argparse.ArgumentParser(
         prog="lotlip",
@@ -65,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every command takes --help. The README shows the way from nothing to a model.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for module in (cli_services, cli_data, cli_model, cli_trace, cli_track):
+    for module in (cli_services, cli_data, cli_model, cli_sweep, cli_trace, cli_track):
         module.add_verbs(verbs)
     return parser

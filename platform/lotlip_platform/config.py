@@ -33,7 +33,12 @@ def load_config(cls: type[T], file: str, overrides: Sequence[str] = ()) -> T:
     `file` is a path, or the name of a shipped config such as `train/scenes`.
     Raises: ConfigError.
     """
-    return build_config(cls, _merged(find_config(file), overrides))
+    return build_config(cls, load_values(file, overrides))
+
+
+def load_values(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a config, before they are checked. Raises: ConfigError."""
+    return _merged(find_config(file), overrides)
 
 
 def build_config(cls: type[T], values: dict[str, Any]) -> T:
@@ -41,6 +46,20 @@ def build_config(cls: type[T], values: dict[str, Any]) -> T:
     if isinstance(values.get("model"), dict):
         values = {**values, "model": _with_preset(values["model"])}
     return from_dict(cls, values)
+
+
+def with_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others on top, which may have dotted keys, as arguments have."""
+    merged = dict(below)
+    for key, value in above.items():
+        first, _, rest = key.partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            inner = merged.get(first)
+            value = with_values(inner if isinstance(inner, Mapping) else {}, value)
+        merged[first] = value
+    return merged
 
 
 def dump_config(config: Any) -> str:
@@ -118,15 +137,7 @@ def _with_preset(model: dict[str, Any]) -> dict[str, Any]:
     name = model.get("preset", ModelConfig.preset)
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"model.preset={name!r} must be one of {', '.join(PRESETS)}")
-    return _deep_merged(to_dict(PRESETS[name]), model)
-
-
-def _deep_merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _deep_merged(merged[key], value) if both else value
-    return merged
+    return with_values(to_dict(PRESETS[name]), model)
 
 
 def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

@@ -211,6 +211,12 @@ def journals() -> list[Journal]:
     return [one for one in found if one.exists]
 
 
+def family(parent: Journal) -> list[Journal]:
+    """A journal, and those of the runs below its run, whose names begin with its own and a dot."""
+    folders = sorted(parent.folder.parent.glob(f"{parent.folder.name}.*/"))
+    return [one for one in (parent, *map(Journal, folders)) if one.exists]
+
+
 @contextmanager
 def _locked(path: Path, *, wait_s: float) -> Iterator[None]:
     """Raises: BlockingIOError if another has it all that time; OSError."""

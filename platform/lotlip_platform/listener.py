@@ -7,10 +7,8 @@ is a dictionary with a `kind`: `features`, `started`, `born`, `beat`, `step`, `m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import ray
 
 from lotlip.errors import DataError
 from lotlip.evaluate.figures import curves
@@ -46,8 +44,8 @@ class Listener:
     def note(self, text: str) -> None:
         self._watch({"kind": "note", "text": text})
 
-    def take(self, mailbox: Any) -> None:
-        for event in ray.get(mailbox.take.remote()):
+    def take(self, events: Iterable[Event]) -> None:
+        for event in events:
             if event["kind"] == "metrics":
                 self._tracked.log_metrics(event["values"], event["step"], time_ms=event["time_ms"])
             elif event["kind"] == "file":

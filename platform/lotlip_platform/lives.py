@@ -112,7 +112,7 @@ class _Life:
 
     def attend(self) -> None:
         """Raises: KeyboardInterrupt if the run is to stop before there is anything to save."""
-        self._listener.take(self._mailbox)
+        self._listener.take(ray.get(self._mailbox.take.remote()))
         self._tell_of_waiting()
         self._look_at_workers()
         if self._told:

@@ -105,3 +105,30 @@ class TrainDisplay:
 
     def close(self) -> None:
         self._bar.close()
+
+
+class SweepDisplay:
+    """Shows what `lotlip_platform.sweep` tells."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = Bar(name, "sample")
+        self._features = Bar("image features", "sample")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "features":
+            self._features.show(event["done"], event["total"])
+        elif event["kind"] == "progress":
+            ends = (f"{event[status]} {status}" for status in ("finished", "stopped", "failed"))
+            self._bar.show(event["done"], event["total"], ", ".join(ends))
+        elif event["kind"] == "trial":
+            trial = event["trial"]
+            if event["status"] != "running":
+                why = f": {trial.error}" if trial.error else ""
+                say(f"{trial.label}, seed {trial.seed}: {event['status']}{why}")
+        elif event["kind"] == "note":
+            trial = event.get("trial")
+            say(f"{trial.name}: {event['text']}" if trial else event["text"])
+
+    def close(self) -> None:
+        self._features.close()
+        self._bar.close()

@@ -26,8 +26,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
 from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from lotlip.errors import TrackingError
 from lotlip_platform.journal import Entry, Journal
 from lotlip_platform.local_services import local_artifacts, local_tracking_uri
 from lotlip_platform.tracking import Server, connect
@@ -176,7 +177,17 @@ class Sender:
         self._set_params(entry["params"])
         if self._is_current():
             self._reopen()
-            self._set_tags({**entry["tags"], LIFE_TAG: entry["life"]})
+            above = self._above(entry.get("parent", ""))
+            self._set_tags({**entry["tags"], **above, LIFE_TAG: entry["life"]})
+
+    def _above(self, parent: str) -> dict[str, str]:
+        """The tag that puts the run below that of another journal."""
+        if not parent:
+            return {}
+        run_id = Journal(self._journal.folder.with_name(parent)).sent().run_id
+        if not run_id:
+            raise TrackingError("the run of the sweep is not there yet")
+        return {MLFLOW_PARENT_RUN_ID: run_id}
 
     def _set_params(self, values: Mapping[str, str]) -> None:
         """Those that the run doesn't have: MLflow takes no other value for one that it has."""

@@ -1,5 +1,7 @@
 """The small process beside a training process that brings its journal to MLflow.
 
+That of a sweep also brings the journals of its trials.
+
 What the server does, or doesn't do, touches neither training nor Ray. It goes on when the training
 process ends, until all is sent; if that was killed outright (kill -9, out of memory), it ends the
 run as KILLED.
@@ -16,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from lotlip_platform.journal import Journal
+from lotlip_platform.journal import Journal, family
 
 _LOOK_S = 0.5  # between two looks for new entries
 _LONGEST_PAUSE_S = 30.0  # between two attempts
@@ -107,11 +109,20 @@ def _send_all(journal: Journal, ended: threading.Event) -> None:
     # Imported now only: it takes seconds, in which signals must be heeded already.
     from lotlip_platform.sender import Sender
 
-    sender = Sender(journal)
+    senders: dict[Path, Sender] = {}
+
+    def send() -> bool:
+        through = True
+        for one in family(journal):  # a sweep first: its trials' runs are below its own
+            if one.folder not in senders or not one.is_sent:
+                with contextlib.nullcontext() if one == journal else one.sending():
+                    through &= senders.setdefault(one.folder, Sender(one)).send()
+        return through
+
     pause, tried_for = _LOOK_S, 0.0
     while True:
         is_last = ended.is_set()
-        if sender.send():
+        if send():
             pause = _LOOK_S
             if is_last:
                 return
@@ -129,13 +140,14 @@ def _send_all(journal: Journal, ended: threading.Event) -> None:
 def _await_end(journal: Journal, life: int, ended: threading.Event) -> None:
     """The other end of the pipe closes when the training process ends, however it does."""
     sys.stdin.buffer.read()
-    try:
+    # Where the disk is full, `lotlip track sync` notes it later.
+    with contextlib.suppress(OSError):
         if journal.open_life() == life:
             journal.append("end", status="KILLED", life=life)
-    except OSError:
-        pass  # the disk is full: `lotlip track sync` notes it later
-    finally:
-        ended.set()
+    for trial in family(journal)[1:]:
+        with contextlib.suppress(OSError):
+            trial.end_killed_life()
+    ended.set()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from lotlip_platform.sender_process import SenderProcess
 class TrackedRun:
     """One MLflow run, from `open_run` to its end."""
 
-    def __init__(self, journal: Journal, life: int, note: Callable[[str], None]) -> None:
-        self._journal, self._note = journal, note
-        self._sender = SenderProcess(journal, life)
+    def __init__(
+        self, journal: Journal, sender: SenderProcess | None, note: Callable[[str], None]
+    ) -> None:
+        """Without a `sender` of its own, that of the parent run sends it."""
+        self._journal, self._sender, self._note = journal, sender, note
         self._told = Sent(num_refused=journal.sent().num_refused)
         self._told_trouble = ""
         self._is_losing = False
@@ -62,26 +64,28 @@ class TrackedRun:
 
     def attend(self) -> None:
         """See to it that the journal is sent, and tell what has become of that."""
-        self._sender.revive()
-        self._tell_news()
+        if self._sender is not None:
+            self._sender.revive()
+            self._tell_news(self._sender.trouble)
 
     def finish(self) -> None:
         """Wait until all is sent, but not for a server that is away."""
+        if self._sender is None:
+            return
         is_sent = self._sender.finish()
-        self._tell_news()
+        self._tell_news(self._sender.trouble)
         if not is_sent:
             self._note(
                 "not all of the run is in MLflow yet: that is tried for ten more minutes, and "
                 "whenever you run: lotlip track sync"
             )
 
-    def _tell_news(self) -> None:
+    def _tell_news(self, trouble: str) -> None:
         sent, told = self._journal.sent(), self._told
         self._told = sent
         if sent.run_id != told.run_id:
             self._note(f"MLflow run {sent.run_id}")
-        trouble, told_trouble = self._sender.trouble, self._told_trouble
-        self._told_trouble = trouble
+        told_trouble, self._told_trouble = self._told_trouble, trouble
         if trouble and not told_trouble:
             self._note(
                 f"MLflow doesn't take what is logged ({trouble}): training goes on, and "
@@ -111,8 +115,11 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     note: Callable[[str], None],
+    parent: str = "",
 ) -> Iterator[TrackedRun]:
     """A run in MLflow, at the server `uri`, for the length of the block. One journal is one run.
+
+    It is below the run of the journal `parent`, which sends it, see `journal.family`.
 
     It continues the run `run_id`, or the one that the journal began, if there is such a one. `life`
     counts the training processes of the run, on all machines.
@@ -132,10 +139,12 @@ def open_run(
                 name=name,
                 params={key: str(value) for key, value in params.items()},
                 tags=dict(tags),
+                parent=parent,
             )
         except OSError as error:
             raise TrackingError(f"cannot write to {journal.folder}: {error.strerror}") from error
-        run = TrackedRun(journal, life, note)
+        sender = None if parent else SenderProcess(journal, life)
+        run = TrackedRun(journal, sender, note)
         status = "FAILED"
         try:
             yield run

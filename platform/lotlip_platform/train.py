@@ -7,12 +7,10 @@ The driver checks everything that can be checked, prepares the run folder and th
 from __future__ import annotations
 
 import contextlib
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
@@ -21,7 +19,7 @@ from lotlip.data.order import EpochOrder
 from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError, LotlipError
+from lotlip.errors import ClusterError, DataError
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
@@ -30,7 +28,6 @@ from lotlip_platform import tracking
 from lotlip_platform.cluster import check_resources, connected
 from lotlip_platform.config import dump_config, flat
 from lotlip_platform.features import feature_set, saving
-from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.lives import run_workers
@@ -40,7 +37,8 @@ from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import worker_counts
 from lotlip_platform.shard_versions import TrainingData, check_shards
 from lotlip_platform.storage import open_store
-from lotlip_platform.tracked_run import TrackedRun, open_run
+from lotlip_platform.tracked_folder import tracked_folder
+from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.train_worker import initial_model
 
@@ -86,15 +84,15 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
             folder.write_tokenizer(tokenizer)
             with (
                 owned(folder) as owner,
-                _tracked(config, uri, folder, manifest, watch) as tracked,
+                tracked_training(config, uri, folder, manifest, watch) as tracked,
             ):
-                data = _pinned(folder, training_data(config, manifest, model.image_tower, watch))
+                data = pinned(folder, training_data(config, manifest, model.image_tower, watch))
                 watch({"kind": "started", "folder": folder.uri})
                 run_workers(config, data, folder, tracked, owner, watch, command)
                 _register(config, folder, tracked)
     elif not folder.read_tracked().get("ended") or _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: telling MLflow the rest"})
-        with _tracked(config, uri, folder, manifest, watch) as tracked:
+        with tracked_training(config, uri, folder, manifest, watch) as tracked:
             _register(config, folder, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
@@ -178,44 +176,33 @@ def _captions(store: Store, manifest: Manifest, num_samples: int) -> Iterator[st
 
 
 @contextmanager
-def _tracked(
-    config: TrainConfig, uri: str, folder: RunFolder, manifest: Manifest, watch: Watch
+def tracked_training(
+    config: TrainConfig,
+    uri: str,
+    folder: RunFolder,
+    manifest: Manifest,
+    watch: Watch,
+    *,
+    parent: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[TrackedRun]:
-    """The MLflow run of this folder, with all in it that is known beforehand."""
-    known: dict[str, Any] = folder.read_tracked()
-    if known.get("tracking_uri") != uri:
-        known = {"journal": uuid.uuid4().hex, "tracking_uri": uri}
-    all_sent = known.pop("all_sent", False)
-    known.pop("ended", None)
-    known["life"] = known.get("life", 0) + 1
-    folder.write_tracked(known)
-    kept = journal(known["journal"])
-    try:
-        with open_run(
-            kept,
-            uri=uri,
-            life=known["life"],
-            run_id=known.get("run_id", ""),
-            experiment=config.tracking.experiment,
-            name=config.name,
-            params=flat(to_dict(config)),
-            tags={**code_tags(), "data_manifest": manifest.digest, "run_folder": folder.uri},
-            note=lambda text: watch({"kind": "note", "text": text}),
-        ) as tracked:
-            _describe(config, manifest, tracked)
-            if not all_sent:
-                tracked.catch_up(folder.read_metrics())
-            yield tracked
-            known["ended"] = True
-    finally:
-        sent, all_sent = kept.sent(), kept.is_sent
-        became = {"run_id": sent.run_id, "model_uri": sent.model_uri, "all_sent": all_sent}
-        with contextlib.suppress(LotlipError):  # a store that is away: how the run ended counts
-            if folder.read_tracked().get("life") == known["life"]:  # nobody has taken over
-                became = {name: value for name, value in became.items() if value}
-                folder.write_tracked({**known, **became})
-        if all_sent:
-            kept.remove_if_sent()
+    """The MLflow run of this folder, with all in it that is known beforehand.
+
+    `parent` is the journal of the run that it is below.
+    """
+    about = {"data_manifest": manifest.digest, "run_folder": folder.uri}
+    with tracked_folder(
+        folder,
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        params=flat(to_dict(config)),
+        tags={**code_tags(), **about, **(tags or {})},
+        note=lambda text: watch({"kind": "note", "text": text}),
+        parent=parent,
+    ) as tracked:
+        _describe(config, manifest, tracked)
+        yield tracked
 
 
 def _describe(config: TrainConfig, manifest: Manifest, tracked: TrackedRun) -> None:
@@ -244,7 +231,7 @@ def training_data(config: TrainConfig, manifest: Manifest, tower: ImageTower, wa
     return uri
 
 
-def _pinned(folder: RunFolder, uri: str) -> TrainingData:
+def pinned(folder: RunFolder, uri: str) -> TrainingData:
     """The data in the versions that the run began with. Raises: DataError if they are gone."""
     store = open_store(uri)
     manifest = read_manifest(store, of_features=True)

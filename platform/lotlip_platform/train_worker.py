@@ -37,7 +37,12 @@ from lotlip_platform.train_config import TrainConfig
 
 
 def train_worker(arguments: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on every worker.
+    """The function that Ray Train runs on every worker."""
+    work(arguments, ray.train.torch.get_device())
+
+
+def work(arguments: Mapping[str, Any], device: torch.device) -> None:
+    """One worker's part in a run, on its device; in a process group, if there are several.
 
     `arguments`: the resolved `config` as plain values, the addresses of the `run` folder and of
     the `data` (or its features) to train on, the `tags` of its shards' versions, the `environment`
@@ -63,7 +68,7 @@ def train_worker(arguments: Mapping[str, Any]) -> None:
     )
     try:
         with Pulse(send, distributed.rank()).told() as pulse:
-            _Worker(config, folder, arguments, send, pulse).train()
+            _Worker(config, folder, arguments, device, send, pulse).train()
     finally:
         # The calls before this one have arrived, too, once it is answered.
         ray.get(mailbox.put.remote({"kind": "ended", "rank": distributed.rank()}))
@@ -80,6 +85,7 @@ class _Worker:
         config: TrainConfig,
         folder: RunFolder,
         arguments: Mapping[str, Any],
+        device: torch.device,
         send: Teller,
         pulse: Pulse,
     ) -> None:
@@ -91,11 +97,12 @@ class _Worker:
                 "store= must be s3:// or a folder that all share"
             )
         self._config, self._folder, self._send, self._pulse = config, folder, send, pulse
+        self._device = device
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
         self._source = source_of(config, tokenizer, arguments["data"], arguments["tags"])
         self._held_out = _held_out(config)
         self._records = Records(folder, arguments["owner"], send)
-        self._meter = Meter(send, self._records, peak_flops(ray.train.torch.get_device()))
+        self._meter = Meter(send, self._records, peak_flops(device))
         self._checkpoints = Checkpoints(folder.store)
         writer = Writer(arguments["life"], self._rank, self._world_size)
         self._saver = Saver(self._checkpoints, writer, config.checkpoint, note=send.note)
@@ -150,7 +157,7 @@ class _Worker:
 
     def _resumed(self, tokenizer: Tokenizer) -> TrainState:
         """The state to train on from: that of the newest checkpoint, or a new one."""
-        model = initial_model(self._config, tokenizer).to(ray.train.torch.get_device())
+        model = initial_model(self._config, tokenizer).to(self._device)
         state = TrainState(model, make_optimizer(model, self._config.optim))
         checkpoint = self._checkpoints.latest(on_damage=self._note_once)
         if checkpoint is not None:

@@ -15,8 +15,9 @@ from lotlip_platform.cli import _parser
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 WRONG = {
-    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: train/"),
-    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: train/"),
+    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
+    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
+    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
     "evaluate.py": ("model --bench scenes", "lotlip: --bench 'scenes' is not of the form NAME=URI"),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (

@@ -271,7 +271,7 @@ def test_a_full_disk_is_told_once_and_ends_no_training(mlflow_server: str, tmp_p
         "import resource, sys\n"
         "from lotlip_platform.journal import journal\n"
         "from lotlip_platform.tracked_run import TrackedRun\n"
-        "run = TrackedRun(journal('full'), 1, lambda text: print(text))\n"
+        "run = TrackedRun(journal('full'), None, lambda text: print(text))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "for step in range(100):\n"
         "    run.log_metrics({'train/loss': 1.0}, step)\n"

@@ -1,0 +1,275 @@
+"""`lotlip sweep`: training runs that differ in little, under Ray Tune.
+
+The driver checks and prepares all trials, hands them to Tune, which has `sweep_trial` run them, and
+takes what they tell: into the sweep's ledger, and into MLflow, a run for each trial below that of
+the sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from lotlip.errors import ClusterError
+from lotlip_platform import tracking
+from lotlip_platform.cluster import ClusterConfig, check_resources, connected
+from lotlip_platform.config import dump_config
+from lotlip_platform.lineage import code_tags
+from lotlip_platform.listener import Watch
+from lotlip_platform.local_services import home
+from lotlip_platform.ownership import Owner, owned
+from lotlip_platform.preemption import StopRequest, stop_signals
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.storage import open_store
+from lotlip_platform.sweep_config import SweepConfig, trials
+from lotlip_platform.sweep_ledger import Ledger, TrialRecord
+from lotlip_platform.sweep_run import Parent, Preparation, TrialRun
+from lotlip_platform.sweep_trial import VALUE, TrialActor
+from lotlip_platform.tracked_folder import tracked_folder
+from lotlip_platform.tracked_run import TrackedRun
+
+_STARVED_S = 180.0
+"""How long no trial may run while some wait: what they ask for does not come."""
+_FOR_TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow have all of it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `stop_signals` has it
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one says much even if it is not to
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What a sweep leaves behind."""
+
+    folder: str
+    tracking_uri: str
+    run_id: str
+    """The sweep's MLflow run; empty if the server has not answered yet."""
+    records: Sequence[TrialRecord]
+    overhead_s: float
+    """Of a trial of this start: seconds beyond its training, starting the workers included."""
+
+
+def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
+    """Train all trials, or those that the sweep of this name has not trained yet.
+
+    Raises: LotlipError, before anything is written for what is wrong with the config or the data;
+    KeyboardInterrupt when it was stopped, once the trials have saved.
+    """
+    folder = RunFolder(open_store(config.store or str(home() / "sweeps")).at(config.name))
+    uri = tracking.tracking_uri(config.tracking.uri)
+    wanted = trials(config, folder.store.at("trials").uri)[: config.budget.max_trials or None]
+    ledger = Ledger(folder.store)
+    known, preparation = ledger.read(), Preparation(watch)
+    for trial in wanted:
+        preparation.check(trial)
+    with connected():
+        check_resources(wanted[0].config.cluster)
+        with (
+            owned(folder) as owner,
+            _tracked(config, uri, folder, watch) as tracked,
+            stop_signals() as request,
+        ):
+            parent = Parent(config, folder, uri, owner, ledger)
+            runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
+            for run in runs:
+                run.prepare(preparation)
+            follower = _Follower(config, runs, owner, tracked, request, watch)
+            follower.fit()
+            if request.by:
+                raise KeyboardInterrupt(
+                    f"stopped by {request.by}, trials saved; the same command goes on from here"
+                )
+            _summarise(config, runs, tracked)
+    return SweepResult(
+        folder=folder.uri,
+        tracking_uri=uri,
+        run_id=folder.read_tracked().get("run_id", ""),
+        records=[run.record for run in runs],
+        overhead_s=follower.overhead_s,
+    )
+
+
+@contextmanager
+def _tracked(
+    config: SweepConfig, uri: str, folder: RunFolder, watch: Watch
+) -> Iterator[TrackedRun]:
+    """The sweep's own MLflow run."""
+    params = {"train": config.train, "metric": config.metric, "seeds": list(config.seeds)}
+    with tracked_folder(
+        folder,
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        params={**params, **{f"space.{key}": values for key, values in config.space.items()}},
+        tags={**code_tags(), "run_folder": folder.uri, "sweep": config.name},
+        note=lambda text: watch({"kind": "note", "text": text}),
+    ) as tracked:
+        tracked.log_file("config.yaml", dump_config(config).encode())
+        yield tracked
+
+
+class _Follower(tune.Callback):
+    """Runs the trials under Tune, and follows them."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        runs: Sequence[TrialRun],
+        owner: Owner,
+        tracked: TrackedRun,
+        request: StopRequest,
+        watch: Watch,
+    ) -> None:
+        self._watch = watch
+        self._config, self._owner, self._tracked, self._request = config, owner, tracked, request
+        self._runs = {run.trial.name: run for run in runs}
+        self._began = self._moved = time.monotonic()
+        self.overhead_s = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps callbacks; the ledger is all that a next start needs
+
+    def fit(self) -> None:
+        """Raises: ClusterError if trials wait for what never comes."""
+        os.environ.update(_FOR_TUNE)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        runs = list(self._runs.values())
+        concurrent = self._config.max_concurrent or _most_at_a_time(runs[0].trial.config.cluster)
+        before_s = sum(run.seconds for run in runs)
+        tuner = tune.Tuner(
+            TrialActor,
+            param_space=tune.grid_search([run.for_tune() for run in runs]),
+            tune_config=tune.TuneConfig(
+                metric=VALUE,
+                mode=self._config.mode,
+                scheduler=_scheduler(self._config, runs),
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name=f"{self._config.name}-{time.time_ns():x}",
+                storage_path=str(home() / "ray-tune"),
+                stop=_Stop(self._over),
+                failure_config=tune.FailureConfig(max_failures=self._config.max_failures),
+                callbacks=[self],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        for run in runs:
+            run.end("running")  # of those that were told to stop
+        trained = [run for run in runs if not run.was_over]
+        spent_s = (time.monotonic() - self._began) * min(concurrent, len(trained))
+        training_s = sum(run.seconds for run in runs) - before_s
+        self.overhead_s = max(0.0, spent_s - training_s) / max(1, len(trained))
+
+    def _over(self) -> bool:
+        """Whether all trials are to stop."""
+        budget = self._config.budget
+        seen = sum(run.record.samples_seen for run in self._runs.values())
+        hours = (time.monotonic() - self._began) / 3600
+        return bool(
+            self._request.by
+            or (budget.max_samples and seen >= budget.max_samples)
+            or (budget.max_hours and hours >= budget.max_hours)
+        )
+
+    def _tell_progress(self) -> None:
+        records = [run.record for run in self._runs.values()]
+        ends = Counter(record.status for record in records)
+        over = sum(record.num_samples for record in records if record.status != "running")
+        still = sum(record.samples_seen for record in records if record.status == "running")
+        total = sum(record.num_samples for record in records)
+        counts = {end: ends[end] for end in ("finished", "stopped", "failed")}
+        self._watch({"kind": "progress", "done": over + still, "total": total, **counts})
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._owner.check()
+        self._tracked.attend()
+        waiting = [trial for trial in trials if not trial.is_finished()]
+        if not waiting or any(trial.status == "RUNNING" for trial in waiting):
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > _STARVED_S:
+            raise ClusterError(
+                f"no trial has run for {_STARVED_S:.0f} s though {len(waiting)} wait; free in the "
+                f"cluster: {ray.available_resources().get('CPU', 0):g} CPUs, "
+                f"{ray.available_resources().get('GPU', 0):g} GPUs"
+            )
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._runs[trial.config["trial"]].start()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if not result.get("replayed"):
+            self._runs[trial.config["trial"]].take(result)
+        self._tell_progress()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its last result has ended it already, or Tune has stopped it."""
+        self._runs[trial.config["trial"]].end("running" if self._over() else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "its actor died").strip().splitlines()
+        self._runs[trial.config["trial"]].end("failed", lines[-1][:200])
+
+
+class _Stop(tune.Stopper):
+    """Ends all trials when it is time to."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._is_over()
+
+
+def _scheduler(config: SweepConfig, runs: Sequence[TrialRun]) -> TrialScheduler:
+    early = config.early_stopping
+    if early.scheduler == "none":
+        return FIFOScheduler()
+    loops = [run.trial.config.train for run in runs]
+    first = max(loop.eval_every_steps * loop.global_batch for loop in loops)
+    return ASHAScheduler(
+        time_attr="samples",
+        grace_period=early.grace_samples or first,
+        reduction_factor=early.reduction_factor,
+        max_t=1 + max(loop.num_samples for loop in loops),  # the end is no early stop
+    )
+
+
+def _most_at_a_time(asked: ClusterConfig) -> int:
+    has, workers = ray.cluster_resources(), asked.fewest_and_most[1]
+    fitting = [has.get("CPU", 0.0) / (workers * asked.cpus_per_worker)]
+    if asked.gpus_per_worker:
+        fitting.append(has.get("GPU", 0.0) / (workers * asked.gpus_per_worker))
+    return max(1, int(min(fitting)))
+
+
+def _summarise(config: SweepConfig, runs: Sequence[TrialRun], tracked: TrackedRun) -> None:
+    """Tell MLflow how many trials came to which end, and the best."""
+    records = [run.record for run in runs]
+    counts = {
+        f"sweep/{s}": sum(r.status == s for r in records) for s in ("finished", "stopped", "failed")
+    }
+    tracked.log_metrics({name: float(count) for name, count in counts.items()}, step=0)

@@ -1,0 +1,249 @@
+"""A trial as the driver of a sweep sees it: prepared, followed, and written down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from lotlip.configuration import to_dict
+from lotlip.data.manifest import Manifest
+from lotlip.errors import LotlipError
+from lotlip.tokenizer import Tokenizer
+from lotlip_platform.cluster import store_environment
+from lotlip_platform.listener import Listener, Watch
+from lotlip_platform.mailbox import Event
+from lotlip_platform.ownership import Owner
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.shard_versions import TrainingData
+from lotlip_platform.storage import open_store
+from lotlip_platform.sweep_config import SweepConfig, Trial
+from lotlip_platform.sweep_ledger import Ledger, Status, TrialRecord
+from lotlip_platform.train import (
+    checked_data,
+    make_tokenizer,
+    pinned,
+    tracked_training,
+    training_data,
+)
+from lotlip_platform.train_config import TrainConfig
+from lotlip_platform.train_worker import initial_model
+
+
+class Preparation:
+    """What trials need before they start; what they have in common is made once."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._manifests: dict[str, Manifest] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._data: dict[str, str] = {}
+
+    def check(self, trial: Trial) -> Manifest:
+        """The manifest of its data. Raises: ConfigError, DataError that name the trial."""
+        key = _key(trial.config, "data", "captions", "eval", "cluster", "train.global_batch")
+        if key not in self._manifests:
+            try:
+                self._manifests[key] = checked_data(trial.config)
+            except LotlipError as error:
+                raise type(error)(f"{trial.label}: {error}") from error
+        return self._manifests[key]
+
+    def tokenizer(self, config: TrainConfig, manifest: Manifest) -> Tokenizer:
+        """As `make_tokenizer` makes it; the captions are read once."""
+        text = config.model.text
+        key = f"{_key(config, 'tokenizer', 'data.train')} {text.vocab_size}"
+        learnt = self._tokenizers.get(key)
+        if learnt is None:
+            learnt = self._tokenizers[key] = make_tokenizer(config, manifest)
+        return learnt.adapted(text.num_corner_tokens, text.context_length)
+
+    def data(self, config: TrainConfig, manifest: Manifest, tokenizer: Tokenizer) -> str:
+        """The address of what is trained on; features of a locked tower are computed once."""
+        key = _key(config, "model.image", "data")
+        if key not in self._data:
+            model = initial_model(config, tokenizer)  # what it can't load, it says now
+            tower, watch = model.image_tower, self._watch
+            self._data[key] = training_data(config, manifest, tower, watch)
+        return self._data[key]
+
+
+def _key(config: TrainConfig, *names: str) -> str:
+    found = []
+    for name in names:
+        value: Any = to_dict(config)
+        for part in name.split("."):
+            value = value[part]
+        found.append(value)
+    return repr(found)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The sweep that trials are of."""
+
+    config: SweepConfig
+    folder: RunFolder
+    uri: str
+    """Of the tracking server."""
+    owner: Owner
+    ledger: Ledger
+
+
+class TrialRun:
+    """One trial, from its preparation to its end in this start of the sweep."""
+
+    def __init__(
+        self, trial: Trial, known: TrialRecord | None, parent: Parent, watch: Watch
+    ) -> None:
+        self.trial, self._parent, self._watch = trial, parent, watch
+        self._folder = RunFolder(open_store(trial.config.store).at(trial.name))
+        self.record = known or TrialRecord(
+            name=trial.name,
+            point=trial.point,
+            seed=trial.seed,
+            num_samples=trial.config.train.num_steps * trial.config.train.global_batch,
+        )
+        self._before_s = self.seconds
+        self.was_over = self.record.is_over
+        self._stack = ExitStack()
+        self._listener: Listener | None = None
+        self._speed: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all starts."""
+        return self.record.results[-1]["seconds"] if self.record.results else 0.0
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Make its run folder, unless the trial is over. Raises: LotlipError."""
+        if self.was_over:
+            return
+        config = self.trial.config
+        self._manifest = preparation.check(self.trial)
+        self._folder.check_claim(config, self._manifest.digest)
+        tokenizer = self._folder.read_tokenizer()
+        tokenizer = tokenizer or preparation.tokenizer(config, self._manifest)
+        uri = preparation.data(config, self._manifest, tokenizer)
+        self._folder.claim(config, self._manifest.digest)
+        self._folder.write_tokenizer(tokenizer)
+        self._parent.owner.cover(self._folder)
+        self._data: TrainingData = pinned(self._folder, uri)
+        self.record.status, self.record.error = "running", ""
+        self._parent.ledger.write(self.record)
+
+    def for_tune(self) -> dict[str, Any]:
+        """What `TrialActor` gets."""
+        config, cluster = self.trial.config, self.trial.config.cluster
+        asks = {
+            "trial": self.trial.name,
+            "num_workers": cluster.fewest_and_most[1],
+            "cpus_per_worker": cluster.cpus_per_worker,
+            "gpus_per_worker": cluster.gpus_per_worker,
+            "max_step_s": cluster.max_step_s,
+            "max_failures": self._parent.config.max_failures,
+            "metric": self._parent.config.metric,
+            "num_steps": config.train.num_steps,
+            "global_batch": config.train.global_batch,
+            "replay": [self._replayed(result) for result in self.record.results],
+        }
+        if self.was_over:
+            return {**asks, "arguments": {}}
+        arguments = {
+            "config": to_dict(config),
+            "run": self._folder.uri,
+            "data": self._data.uri,
+            "tags": self._data.tags,
+            "owner": self._parent.owner.token,
+            "environment": store_environment(),
+            "folder": os.getcwd(),
+        }
+        return {**asks, "arguments": arguments}
+
+    def _replayed(self, result: dict[str, Any]) -> dict[str, Any]:
+        """A result of an earlier start, as the scheduler is to see it again."""
+        is_last = result is self.record.results[-1]
+        through = is_last and self.was_over
+        value = result["metrics"][self._parent.config.metric]["value"]
+        shown = {key: result[key] for key in ("samples", "metrics", "seconds")}
+        told = {"value": value, "events": [], "error": "", "replayed": True}
+        return {**shown, **told, "through": through, "done": through}
+
+    def start(self) -> None:
+        """Tune has started it."""
+        if self.was_over or self._listener is not None:
+            return
+        config, journal = self.trial.config, self._parent.folder.read_tracked()["journal"]
+        tags = {f"point.{key}": str(value) for key, value in self.trial.point.items()}
+        tracked = self._stack.enter_context(
+            tracked_training(
+                config,
+                self._parent.uri,
+                self._folder,
+                self._manifest,
+                self._tell,
+                parent=journal,
+                tags={"sweep": self._parent.config.name, **tags},
+            )
+        )
+        self._tracked = tracked
+        self._listener = Listener(self._folder, tracked, self._tell, config.cluster)
+        self._tell({"kind": "trial", "status": "running"})
+
+    def take(self, result: dict[str, Any]) -> None:
+        """A result that is not replayed; what the workers told is taken out of it."""
+        assert self._listener is not None, "it was started"
+        events: list[Event] = result.pop("events")
+        self._listener.take(events)
+        for event in events:
+            if event["kind"] == "metrics":
+                self._speed |= {
+                    name: value
+                    for name, value in event["values"].items()
+                    if name.endswith("_per_s") or name == "train/mfu"
+                }
+        if result["error"]:
+            self.end("failed", result["error"])
+            return
+        self.record.results.append(
+            {
+                "samples": result["samples"],
+                "metrics": result["metrics"],
+                "speed": self._speed,
+                "seconds": self._before_s + result["seconds"],
+                "time_ms": int(time.time() * 1000),
+            }
+        )
+        if result["through"]:
+            self.end("finished")
+        else:
+            self._parent.ledger.write(self.record)
+            self._tell({"kind": "trial", "status": "running"})
+
+    def end(self, status: Status, error: str = "") -> None:
+        """It has ended, or goes on with the next start of the sweep: then it is `running`."""
+        if self.was_over or self._listener is None:
+            return
+        failure = LotlipError(error) if error else None
+        listener, self._listener = self._listener, None
+        with contextlib.suppress(LotlipError, KeyboardInterrupt), self._stack:
+            if status == "stopped":
+                self._tracked.tag({"stopped": f"early, after {self.record.samples_seen} samples"})
+            if status != "running":
+                listener.record_bad_samples()
+            if status == "finished":
+                listener.check_ledger()
+                listener.draw_curves(self.trial.config)
+            if failure:
+                raise failure
+            if status == "running":
+                raise KeyboardInterrupt
+        self.record.status, self.record.error = status, error
+        self._parent.ledger.write(self.record)
+        self._tell({"kind": "trial", "status": status})
+
+    def _tell(self, event: Event) -> None:
+        self._watch({**event, "trial": self.record})

@@ -1,0 +1,285 @@
+"""Sweeps on a real local Ray, tracked in a real MLflow database."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from ray._private.state import state as ray_state
+from ray.util import placement_group_table
+
+from lotlip.data.scenes import make_sample
+from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
+from lotlip.data.store import FolderStore
+from lotlip_platform import tracking
+from lotlip_platform.config import build_config
+from lotlip_platform.sweep import SweepResult, sweep
+from lotlip_platform.sweep_config import SweepConfig
+from lotlip_platform.sweep_ledger import Ledger, TrialRecord
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """One Ray for all tests here; `sweep` uses the connection that it finds."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a run of 8 steps on the tiny preset, with its data."""
+    folder = tmp_path_factory.mktemp("base")
+    for name, num, start in (("train", 128, 0), ("held-out", 32, 1_000_000_000)):
+        store, count = FolderStore(folder / name), CaptionCount()
+        samples = [make_sample(0, start + place) for place in range(num)]
+        for sample in samples:
+            count.add(sample)
+        write_dataset(store, [(write_shard(store, shard_name(0), samples), count)], {})
+    config = {
+        "name": "base",
+        "model": {"preset": "tiny"},
+        "data": {"train": str(folder / "train"), "order": {"shuffle_window": 16, "num_streams": 4}},
+        "train": {
+            "num_samples": 256,
+            "global_batch": 32,
+            "eval_every_steps": 2,
+            "save_every_steps": 2,
+            "log_every_steps": 2,
+        },
+        "eval": {"data": str(folder / "held-out"), "benchmark": "scenes", "num_samples": 32},
+    }
+    file = folder / "base.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def sweep_config(base: Path, store: Path, **changes: Any) -> SweepConfig:
+    values = {
+        "name": "tokens",
+        "store": str(store),
+        "train": str(base),
+        "space": {"model.text.num_corner_tokens": [0, 2]},
+        "seeds": [0, 1],
+    }
+    return build_config(SweepConfig, values | changes)
+
+
+def run(config: SweepConfig) -> tuple[SweepResult, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return sweep(config, events.append), events
+
+
+def statuses(result: SweepResult) -> list[str]:
+    return [record.status for record in result.records]
+
+
+def test_each_point_is_trained_with_each_seed_and_told_below_the_sweeps_run(
+    base: Path, tmp_path: Path
+) -> None:
+    result, events = run(sweep_config(base, tmp_path))
+    assert statuses(result) == 4 * ["finished"]
+    points = [(r.point["model.text.num_corner_tokens"], r.seed) for r in result.records]
+    assert points == [(0, 0), (2, 0), (0, 1), (2, 1)]
+    assert [r.samples_seen for r in result.records] == 4 * [256]
+    client = MlflowClient(tracking.tracking_uri())
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    parent = runs.pop("tokens")
+    assert parent.info.run_id == result.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["sweep/finished"] == 4
+    for record in result.records:
+        child = runs.pop(record.name)
+        assert child.info.status == "FINISHED"
+        assert child.data.tags[MLFLOW_PARENT_RUN_ID] == parent.info.run_id
+        corners = str(record.point["model.text.num_corner_tokens"])
+        assert child.data.params["model.text.num_corner_tokens"] == corners
+        assert child.data.tags["point.model.text.num_corner_tokens"] == corners
+        name = "long_text_to_image_r1"
+        recall = record.results[-1]["metrics"][name]["value"]
+        assert child.data.metrics[f"eval/scenes/{name}"] == recall
+    assert not runs
+    kinds = [event["status"] for event in events if event["kind"] == "trial"]
+    assert kinds.count("finished") == 4
+    assert events[-1]["kind"] in ("progress", "note", "trial")
+
+
+def left_behind() -> list[str]:
+    """Actors and placement groups that live, of Ray's or ours."""
+    of_ray = [*ray_state.actor_table(None).values(), *placement_group_table().values()]
+    states = [str(one.get("State") or one.get("state")) for one in of_ray]
+    return [state for state in states if state not in ("DEAD", "REMOVED")]
+
+
+def test_a_second_start_trains_nothing_again_but_what_is_new(base: Path, tmp_path: Path) -> None:
+    first, _ = run(sweep_config(base, tmp_path, seeds=[0]))
+    before = {r.name: json.dumps(dataclasses.asdict(r)) for r in first.records}
+    second, events = run(
+        sweep_config(base, tmp_path, seeds=[0], space={"model.text.num_corner_tokens": [0, 1, 2]})
+    )
+    assert statuses(second) == 3 * ["finished"]
+    after = {r.name: json.dumps(dataclasses.asdict(r)) for r in second.records}
+    assert {name: after[name] for name in before} == before
+    trained = [event["trial"].point for event in events if "trial" in event]
+    assert {point["model.text.num_corner_tokens"] for point in trained} == {1}
+    assert second.run_id == first.run_id
+
+
+def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(
+    base: Path, tmp_path: Path
+) -> None:
+    config = sweep_config(
+        base,
+        tmp_path,
+        space={"optim.lr": {"log_uniform": [1e-5, 1e-2]}},
+        num_draws=32,
+        seeds=[0],
+        metric="short_text_to_image_r10",
+        # All that is not the best so far at its first evaluation ends there.
+        early_stopping={"scheduler": "asha", "reduction_factor": 100},
+    )
+    result, _ = run(config)
+    ends = statuses(result)
+    assert ends.count("stopped") >= 20
+    assert set(ends) == {"stopped", "finished"}
+    for record in result.records:
+        assert record.samples_seen == (256 if record.status == "finished" else 64)
+    assert result.overhead_s < 2
+    deadline = time.monotonic() + 10
+    while left_behind() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left_behind() == []
+    assert ray.available_resources()["CPU"] == 2
+
+
+def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
+    base: Path, tmp_path: Path
+) -> None:
+    space = {"optim.lr": [1e-3, 1e30]}
+    result, _ = run(sweep_config(base, tmp_path, space=space, seeds=[0]))
+    good, bad = result.records
+    assert (good.status, bad.status) == ("finished", "failed")
+    assert "the loss is" in bad.error or "the gradient" in bad.error
+    assert bad.error.startswith("step ")
+    runs = {r.info.run_name: r for r in MlflowClient(tracking.tracking_uri()).search_runs(["1"])}
+    assert runs[bad.name].info.status == "FAILED"
+    assert runs["tokens"].info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    values = {
+        "name": "tokens",
+        "store": str(tmp_path),
+        "train": str(base),
+        "set": {"train": {"num_samples": 4096, "eval_every_steps": 8, "save_every_steps": 8}},
+        "space": {"model.text.num_corner_tokens": [0, 2]},
+        "seeds": [0, 1],
+        "max_concurrent": 1,
+    }
+    file.write_text(yaml.safe_dump(values))
+    ledger = Ledger(FolderStore(tmp_path / "tokens"))
+
+    def interrupted() -> list[TrialRecord]:
+        records = list(ledger.read().values())
+        is_half_way = any(r.status == "running" and len(r.results) > 1 for r in records)
+        return records if is_half_way and any(r.status == "finished" for r in records) else []
+
+    command = Path(sys.executable).with_name("lotlip"), "sweep", str(file)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not interrupted():
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.wait()
+    before = {record.name: record for record in ledger.read().values()}
+    finished = [record for record in before.values() if record.status == "finished"]
+    (half_way,) = [r for r in before.values() if r.status == "running" and r.results]
+
+    result, events = run(build_config(SweepConfig, values))
+    assert statuses(result) == 4 * ["finished"]
+    after = {record.name: record for record in result.records}
+    assert [after[record.name] for record in finished] == finished
+    assert after[half_way.name].results[: len(half_way.results)] == half_way.results
+    notes = [e["text"] for e in events if e["kind"] == "note" and e.get("trial")]
+    assert any(note.startswith("resuming at step ") for note in notes)
+    client = MlflowClient(tracking.tracking_uri())
+    runs = client.search_runs(["1"])
+    assert len(runs) == 5
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    steps = client.get_metric_history(
+        next(r.info.run_id for r in runs if r.info.run_name == half_way.name), "train/loss"
+    )
+    assert [point.step for point in steps] == list(range(2, 129, 2))
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on(base: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_once(event: dict[str, Any]) -> None:
+        worker = next((p for p in psutil.process_iter(["name"]) if "TrialWorker" in p.name()), None)
+        if event["kind"] == "progress" and not killed and worker:
+            killed.append(worker.pid)
+            worker.kill()
+
+    config = sweep_config(
+        base,
+        tmp_path,
+        set={"train": {"num_samples": 2048, "eval_every_steps": 4, "save_every_steps": 4}},
+        space={"model.text.num_corner_tokens": [2]},
+        seeds=[0],
+    )
+    events: list[dict[str, Any]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        events.append(event)
+        kill_once(event)
+
+    result = sweep(config, watch)
+    assert killed
+    assert statuses(result) == ["finished"]
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert any("the workers failed" in note and "starting them again" in note for note in notes)
+
+
+@pytest.mark.slow
+def test_ctrl_c_has_the_trials_save_and_tells_so(base: Path, tmp_path: Path) -> None:
+    config = sweep_config(
+        base,
+        tmp_path,
+        set={"train": {"num_samples": 100_000, "eval_every_steps": 4, "save_every_steps": 100_000}},
+        seeds=[0],
+    )
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["done"] > 0:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
+        sweep(config, interrupt)
+    for folder in (tmp_path / "tokens" / "trials").iterdir():
+        assert list((folder / "checkpoints").iterdir())
+    runs = MlflowClient(tracking.tracking_uri()).search_runs(["1"])
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert {r.status for r in Ledger(FolderStore(tmp_path / "tokens")).read().values()} == {
+        "running"
+    }
