@@ -55,9 +55,9 @@ class Budget:
 
     max_trials: int = 0
     max_samples: int = 0
-    """Seen by all trials together; those that run then come to their end."""
+    """Seen by all trials together; those that run then save, and go on with the next start."""
     max_hours: float = 0.0
-    """Of this start of the sweep; trials that run then save, and go on with the next."""
+    """Of this start of the sweep."""
 
     def __post_init__(self) -> None:
         for name in ("max_trials", "max_samples", "max_hours"):

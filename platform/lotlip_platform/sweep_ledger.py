@@ -42,8 +42,6 @@ class TrialRecord:
     results: list[dict[str, Any]] = field(default_factory=list)
     """`samples` seen, `metrics` with their intervals, `speed`: what was logged of training last,
     and `seconds` that the trial had taken, over all its starts."""
-    run_id: str = ""
-    """In MLflow, once it is known."""
 
     @property
     def label(self) -> str:

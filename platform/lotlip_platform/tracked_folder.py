@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lotlip.errors import LotlipError
-from lotlip_platform.journal import journal
+from lotlip_platform.journal import family, journal
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.tracked_run import TrackedRun, open_run
 
@@ -65,5 +65,7 @@ def tracked_folder(
             if folder.read_tracked().get("life") == known["life"]:  # nobody has taken over
                 became = {name: value for name, value in became.items() if value}
                 folder.write_tracked({**known, **became})
+        for of_trial in family(kept)[1:]:
+            of_trial.remove_if_sent()
         if all_sent:
             kept.remove_if_sent()
