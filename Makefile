@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Torch's threads must not spin while they wait, or they slow each other down on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-down test test-all check bench bench-gpu faults clean
+.PHONY: demo sweep-demo demo-down test test-all check bench bench-gpu faults clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)        ## the whole story: S3, Ray, MLflow, training, search
 	$(BIN)/lotlip demo
 
-demo-down: $(INSTALLED)   ## end the demo's services
+sweep-demo: $(INSTALLED)  ## corner tokens x caption length on scenes, with a report
+	$(BIN)/lotlip up
+	$(BIN)/lotlip data scenes s3://lotlip/scenes/train --samples 20000
+	$(BIN)/lotlip data scenes s3://lotlip/scenes/validation --samples 1000 --split validation
+	$(BIN)/lotlip sweep sweep/scenes
+
+demo-down: $(INSTALLED)   ## end the services of a demo
 	$(BIN)/lotlip down
 
 test: $(INSTALLED)        ## what a change must pass

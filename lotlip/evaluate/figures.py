@@ -47,7 +47,7 @@ def contact_sheet(
 ) -> bytes:
     """The images in reading order, each with its title (of any length) below it."""
     if not images:
-        return _nothing(heading, "no images")
+        return nothing(heading, "no images")
     cell_in = 2.4
     columns = min(columns, len(images))
     wrapped = [_wrap(title, cell_in) for title in titles]
@@ -62,13 +62,13 @@ def contact_sheet(
             sheet.image(image, left, top, cell_in)
             sheet.text(text, left, top + cell_in + GAP_IN / 3)
         top += height
-    return _png(sheet.figure)
+    return png(sheet.figure)
 
 
 def retrieval_sheet(rows: Sequence[tuple[str, Sequence[Hit]]], *, heading: str = "") -> bytes:
     """Each row a query text and the images it found, best first; right ones are framed in green."""
     if not rows:
-        return _nothing(heading, "no queries")
+        return nothing(heading, "no queries")
     query_in, cell_in = 4.2, 1.6
     queries = [_wrap(query, query_in) for query, _ in rows]
     heights = [max(cell_in + LINE_IN, _height([query])) + 2 * GAP_IN for query in queries]
@@ -85,13 +85,13 @@ def retrieval_sheet(rows: Sequence[tuple[str, Sequence[Hit]]], *, heading: str =
             label = f"{hit.score:.3f}" + (" ✓ right" if hit.right else "")
             sheet.text(label, left, top + cell_in + GAP_IN / 3, bold=hit.right)
         top += height
-    return _png(sheet.figure)
+    return png(sheet.figure)
 
 
 def histogram(values_by_name: Mapping[str, Sequence[float]], *, xlabel: str, title: str) -> bytes:
     """A panel for each name over one common axis: the share of values in each bin, and the mean."""
     if not values_by_name:
-        return _nothing(title, "no values")
+        return nothing(title, "no values")
     arrays = {name: np.asarray(values, dtype=float) for name, values in values_by_name.items()}
     for name, values in arrays.items():
         if not np.isfinite(values).all():
@@ -102,7 +102,7 @@ def histogram(values_by_name: Mapping[str, Sequence[float]], *, xlabel: str, tit
     for (name, values), panel in zip(arrays.items(), panels, strict=True):
         panel.set_title(textwrap.fill(name, 90), loc="left", fontsize=FONT_PT + 1)
         panel.set_ylabel("share", fontsize=FONT_PT)
-        _plain_axes(panel)
+        plain_axes(panel)
         panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
         if len(values) == 0:
             panel.text(0.5, 0.4, "no values", transform=panel.transAxes, ha="center")
@@ -116,7 +116,7 @@ def histogram(values_by_name: Mapping[str, Sequence[float]], *, xlabel: str, tit
     panels[-1].set_xlabel(xlabel, fontsize=FONT_PT)
     figure.align_ylabels()
     figure.suptitle(textwrap.fill(title, 80), fontsize=FONT_PT + 3)
-    return _png(figure)
+    return png(figure)
 
 
 def curves(
@@ -127,7 +127,7 @@ def curves(
     A series has one colour in all panels. Points that are not finite leave a gap.
     """
     if not any(panels.values()):
-        return _nothing(title, "no curves")
+        return nothing(title, "no curves")
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     looks = itertools.cycle(itertools.product(("-", "--", ":", "-."), COLOURS))
     styles = dict(zip(names, looks, strict=False))
@@ -145,13 +145,13 @@ def curves(
         panel.set_xlabel(xlabel, fontsize=FONT_PT)
         panel.set_ylabel(ylabel, fontsize=FONT_PT)
         panel.grid(color="#dddddd", linewidth=0.6)
-        _plain_axes(panel)
+        plain_axes(panel)
     labels = [textwrap.fill(name, 80) for name in lines]
     figure.legend(
         lines.values(), labels, loc="outside lower center", frameon=False, fontsize=FONT_PT
     )
     figure.suptitle(textwrap.fill(title, 80), fontsize=FONT_PT + 3)
-    return _png(figure)
+    return png(figure)
 
 
 def arms_chart(table: Mapping[str, Mapping[str, Interval]], *, title: str = "") -> bytes:
@@ -164,7 +164,7 @@ def arms_chart(table: Mapping[str, Mapping[str, Interval]], *, title: str = "") 
     arms = list(table)
     metrics = list(dict.fromkeys(metric for row in table.values() for metric in row))
     if not metrics:
-        return _nothing(title, "no results")
+        return nothing(title, "no results")
     rows = math.ceil(len(metrics) / 4)
     columns = math.ceil(len(metrics) / rows)
     size = (2.2 + 2.1 * columns, 0.6 + rows * (0.7 + 0.3 * len(arms)))
@@ -177,12 +177,12 @@ def arms_chart(table: Mapping[str, Mapping[str, Interval]], *, title: str = "") 
         panel.set_xlim(0, 128)
         panel.set_xticks([0, 50, 100], labels=["0", "50", "100%"])
         panel.set_yticks(range(len(arms)), labels=[textwrap.fill(arm, 30) for arm in arms])
-        _plain_axes(panel)
+        plain_axes(panel)
     for panel in list(figure.axes)[len(metrics) :]:
         panel.remove()
     figure.axes[0].invert_yaxis()
     figure.suptitle(textwrap.fill(title, 80), fontsize=FONT_PT + 3)
-    return _png(figure)
+    return png(figure)
 
 
 def _bar(panel: Axes, place: int, interval: Interval | None, colour: str) -> None:
@@ -261,19 +261,22 @@ def _bin_edges(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high if high > low else low + 1, MAX_BINS + 1)
 
 
-def _plain_axes(panel: Axes) -> None:
+def plain_axes(panel: Axes) -> None:
+    """The look that all panels have."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=FONT_PT)
 
 
-def _nothing(title: str, text: str) -> bytes:
+def nothing(title: str, text: str) -> bytes:
+    """A figure that says why there is none."""
     figure = Figure(figsize=(5, 1.5))
     figure.suptitle(textwrap.fill(title, 60), y=0.9, fontsize=FONT_PT + 3)
     figure.text(0.5, 0.2, text, ha="center", fontsize=FONT_PT + 1, color="#666666")
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """What is drawn, as the bytes of a file."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a "$" in a caption is a dollar
     FigureCanvasAgg(figure)

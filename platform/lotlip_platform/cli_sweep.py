@@ -12,9 +12,15 @@ def add_verbs(verbs: Any) -> None:
     sweep = verbs.add_parser(
         "sweep", help="train what differs in few keys, and compare; the same command resumes"
     )
-    sweep.add_argument("config", help="a YAML file, or a shipped config such as sweep/demo")
     sweep.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="e.g. seeds=[0,1,2]"
+        "config", help="a YAML file, or a shipped config such as sweep/scenes; or the word report"
+    )
+    sweep.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="e.g. seeds=[0,1,2]; behind report the name or address of a sweep",
     )
     sweep.add_argument("--json", action="store_true", help="print all results as JSON")
     sweep.set_defaults(run=_sweep)
@@ -27,6 +33,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from lotlip_platform.sweep_config import SweepConfig
     from lotlip_platform.sweep_ledger import table
 
+    if arguments.config == "report":
+        _report(arguments.overrides)
+        return
     config = load_config(SweepConfig, arguments.config, arguments.overrides)
     display = SweepDisplay(config.name)
     try:
@@ -37,6 +46,19 @@ def _sweep(arguments: argparse.Namespace) -> None:
         print(json.dumps(asdict(result), indent=1))
         return
     print("\n".join(table(result.records, config.metric, config.mode)))
-    print(f"\n{result.folder}; {result.overhead_s:.1f} s a trial beyond its training")
+    print(f"\n{result.folder}/report/report.html")
+    print(f"{result.overhead_s:.1f} s a trial beyond its training, starting workers included")
     if result.run_id:
         print(f"MLflow run {result.run_id} at {result.tracking_uri}")
+
+
+def _report(names: list[str]) -> None:
+    from lotlip.errors import ConfigError
+    from lotlip_platform.local_services import home
+    from lotlip_platform.storage import open_store
+    from lotlip_platform.sweep import report
+
+    if len(names) != 1:
+        raise ConfigError("give the name or the address of one sweep: lotlip sweep report NAME")
+    (name,) = names
+    print(report(open_store(name if "/" in name else f"{home()}/sweeps/{name}")))

@@ -7,7 +7,9 @@ the sweep.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -20,7 +22,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from lotlip.errors import ClusterError
+from lotlip.configuration import to_dict
+from lotlip.data.store import Store
+from lotlip.errors import ClusterError, DataError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import ClusterConfig, check_resources, connected
 from lotlip_platform.config import dump_config
@@ -32,12 +36,14 @@ from lotlip_platform.preemption import StopRequest, stop_signals
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.sweep_config import SweepConfig, trials
-from lotlip_platform.sweep_ledger import Ledger, TrialRecord
+from lotlip_platform.sweep_ledger import Ledger, TrialRecord, scores
+from lotlip_platform.sweep_report import make_report
 from lotlip_platform.sweep_run import Parent, Preparation, TrialRun
 from lotlip_platform.sweep_trial import VALUE, TrialActor
 from lotlip_platform.tracked_folder import tracked_folder
 from lotlip_platform.tracked_run import TrackedRun
 
+_CONFIG = "sweep.json"
 _STARVED_S = 180.0
 """How long no trial may run while some wait: what they ask for does not come."""
 _FOR_TUNE = {
@@ -80,6 +86,7 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
             _tracked(config, uri, folder, watch) as tracked,
             stop_signals() as request,
         ):
+            folder.store.write(_CONFIG, json.dumps(to_dict(config), indent=1).encode())
             parent = Parent(config, folder, uri, owner, ledger)
             runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
             for run in runs:
@@ -90,7 +97,7 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
                 raise KeyboardInterrupt(
                     f"stopped by {request.by}, trials saved; the same command goes on from here"
                 )
-            _summarise(config, runs, tracked)
+            _summarise(config, runs, folder, tracked)
     return SweepResult(
         folder=folder.uri,
         tracking_uri=uri,
@@ -266,10 +273,32 @@ def _most_at_a_time(asked: ClusterConfig) -> int:
     return max(1, int(min(fitting)))
 
 
-def _summarise(config: SweepConfig, runs: Sequence[TrialRun], tracked: TrackedRun) -> None:
-    """Tell MLflow how many trials came to which end, and the best."""
+def report(folder: Store) -> str:
+    """Write the report of the sweep that lies there, as far as it has come; its address.
+
+    Raises: DataError if there is none.
+    """
+    if not folder.exists(_CONFIG):
+        raise DataError(f"{folder.uri} holds no sweep")
+    kept = json.loads(folder.read(_CONFIG))
+    records = list(Ledger(folder).read().values())
+    for name, content in make_report(kept["name"], records, kept["metric"], kept["mode"]).items():
+        folder.write(f"report/{name}", content)
+    return f"{folder.uri}/report/report.html"
+
+
+def _summarise(
+    config: SweepConfig, runs: Sequence[TrialRun], folder: RunFolder, tracked: TrackedRun
+) -> None:
+    """Tell MLflow how many trials came to which end, and the best; and write the report."""
     records = [run.record for run in runs]
-    counts = {
-        f"sweep/{s}": sum(r.status == s for r in records) for s in ("finished", "stopped", "failed")
-    }
-    tracked.log_metrics({name: float(count) for name, count in counts.items()}, step=0)
+    ends = Counter(record.status for record in records)
+    values = {f"sweep/{end}": float(ends[end]) for end in ("finished", "stopped", "failed")}
+    best = scores(records, config.metric, config.mode)[0]
+    if not math.isnan(best.mean):
+        values[f"sweep/best_{config.metric}"] = best.mean
+        tracked.tag({"best": best.label})
+    tracked.log_metrics(values, step=0)
+    for name, content in make_report(config.name, records, config.metric, config.mode).items():
+        folder.store.write(f"report/{name}", content)
+        tracked.log_file(name, content)

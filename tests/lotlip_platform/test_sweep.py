@@ -27,7 +27,7 @@ from lotlip.data.store import FolderStore
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
 from lotlip_platform.journal import journals
-from lotlip_platform.sweep import SweepResult, sweep
+from lotlip_platform.sweep import SweepResult, report, sweep
 from lotlip_platform.sweep_config import SweepConfig
 from lotlip_platform.sweep_ledger import Ledger, TrialRecord
 
@@ -116,6 +116,14 @@ def test_each_point_is_trained_with_each_seed_and_told_below_the_sweeps_run(
     kinds = [event["status"] for event in events if event["kind"] == "trial"]
     assert kinds.count("finished") == 4
     assert journals() == []  # all is sent
+    assert parent.data.tags["best"] in {record.label for record in result.records}
+    names = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"config.yaml", "report.html", "trials.csv", "figures"} <= names
+    page = tmp_path / "tokens" / "report" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert report(FolderStore(tmp_path / "tokens")) == str(page)
+    assert page.read_bytes() == before
 
 
 def left_behind() -> list[str]:

@@ -1,0 +1,156 @@
+"""Figures that compare training runs with each other, each as the bytes of a PNG."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lotlip.evaluate.figures import COLOURS, FONT_PT, nothing, plain_axes, png
+from lotlip.evaluate.retrieval import Interval
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def heat_map(
+    cells: Mapping[tuple[str, str], Interval], *, xlabel: str, ylabel: str, title: str
+) -> bytes:
+    """A share for each (row, column), in per cent, with half the width of its interval."""
+    if not cells:
+        return nothing(title, "no trial came to its end")
+    rows, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
+    values = np.full((len(rows), len(columns)), np.nan)
+    figure = Figure(figsize=(2.6 + 1.1 * len(columns), 1.7 + 0.6 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    for (row, column), interval in cells.items():
+        values[rows.index(row), columns.index(column)] = 100 * interval.value
+    image = panel.imshow(values, cmap="cividis", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), interval in cells.items():
+        y, x = rows.index(row), columns.index(column)
+        text = f"{100 * interval.value:.1f}{_spread(interval)}"
+        colour = "white" if values[y, x] <= middle else "black"
+        panel.text(x, y, text, ha="center", va="center", fontsize=FONT_PT, color=colour)
+    panel.set_xticks(range(len(columns)), labels=columns)
+    panel.set_yticks(range(len(rows)), labels=rows)
+    panel.set_xlabel(xlabel, fontsize=FONT_PT)
+    panel.set_ylabel(ylabel, fontsize=FONT_PT)
+    panel.tick_params(labelsize=FONT_PT)
+    bar = figure.colorbar(image)
+    bar.ax.tick_params(labelsize=FONT_PT)
+    figure.suptitle(textwrap.fill(title, 50), fontsize=FONT_PT + 3)
+    return png(figure)
+
+
+def with_cost(
+    series: Mapping[str, Sequence[tuple[str, Interval, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    cost: str,
+    title: str,
+) -> bytes:
+    """What is reached at each x, with intervals, and dashed on a second axis what it costs.
+
+    Args:
+        series: by name, (x, share, cost) from left to right; all have the same places.
+    """
+    places = list(dict.fromkeys(x for points in series.values() for x, _, _ in points))
+    if not places:
+        return nothing(title, "no trial came to its end")
+    figure = Figure(figsize=(5.6, 3.8 + 0.2 * len(series)), layout="constrained")
+    panel = figure.subplots()
+    costs = panel.twinx()
+    for (name, points), (colour, marker) in zip(series.items(), _looks(), strict=False):
+        at = [places.index(x) for x, _, _ in points]
+        shares = [interval for _, interval, _ in points]
+        _with_bars(panel, at, shares, name, colour, marker)
+        costs.plot(at, [c for _, _, c in points], "--", color=colour, linewidth=1, alpha=0.7)
+    panel.set_xticks(range(len(places)), labels=places)
+    panel.set_xlabel(xlabel, fontsize=FONT_PT)
+    panel.set_ylabel(f"{ylabel}, %", fontsize=FONT_PT)
+    costs.set_ylabel(f"{cost} (dashed)", fontsize=FONT_PT)
+    costs.set_ylim(bottom=0)
+    costs.spines["top"].set_visible(False)
+    costs.tick_params(labelsize=FONT_PT)
+    _finish(figure, panel, title)
+    return png(figure)
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    front: bool = False,
+) -> bytes:
+    """A mark for each name at (x, y); with the `front` of those that none beats in both."""
+    if not points:
+        return nothing(title, "no trial came to its end")
+    figure = Figure(figsize=(5.6, 3.8 + 0.2 * len(points)), layout="constrained")
+    panel = figure.subplots()
+    for (name, (x, y)), (colour, marker) in zip(points.items(), _looks(), strict=False):
+        panel.plot([x], [y], marker, color=colour, label=name, markersize=6)
+    if front:
+        best = pareto_front(list(points.values()))
+        panel.plot(*zip(*best, strict=True), "-", color="#888888", linewidth=1, zorder=0)
+    panel.set_xlabel(xlabel, fontsize=FONT_PT)
+    panel.set_ylabel(ylabel, fontsize=FONT_PT)
+    _finish(figure, panel, title)
+    return png(figure)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of which no other one has more of the one and at least as much of the other.
+
+    From the smallest x to the largest.
+    """
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not found or y > found[-1][1]:
+            found.append((x, y))
+    return found[::-1]
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    """Colours and marks; a pair comes again only when all of them are through."""
+    for number in itertools.count():
+        turn, place = divmod(number, len(COLOURS))
+        yield COLOURS[place], _MARKERS[(place + turn) % len(_MARKERS)]
+
+
+def _with_bars(
+    panel: Axes, at: list[int], shares: list[Interval], name: str, colour: str, marker: str
+) -> None:
+    values = np.array([100 * share.value for share in shares])
+    below = values - [100 * share.low for share in shares]
+    above = [100 * share.high for share in shares] - values
+    panel.errorbar(
+        at,
+        values,
+        yerr=[np.nan_to_num(below), np.nan_to_num(above)],
+        color=colour,
+        marker=marker,
+        markersize=4,
+        capsize=3,
+        label=name,
+    )
+
+
+def _finish(figure: Figure, panel: Axes, title: str) -> None:
+    panel.grid(color="#dddddd", linewidth=0.6)
+    plain_axes(panel)
+    handles, names = panel.get_legend_handles_labels()
+    names = [textwrap.fill(name, 80) for name in names]
+    figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=FONT_PT)
+    figure.suptitle(textwrap.fill(title, 70), fontsize=FONT_PT + 3)
+
+
+def _spread(interval: Interval) -> str:
+    half = 50 * (interval.high - interval.low)
+    return "" if np.isnan(half) else f"\n± {half:.1f}"

@@ -1,0 +1,106 @@
+"""What a report says of results that are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from typing import Any
+
+import pytest
+from PIL import Image
+from scipy import stats
+
+from lotlip_platform.sweep_ledger import TrialRecord, scores, table
+from lotlip_platform.sweep_report import in_words, make_report
+
+METRIC = "long_text_to_image_r1"
+
+
+def record(m: int, value: float, seed: int, *, sentences: int = 0, **changes: Any) -> TrialRecord:
+    interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+    result = {
+        "samples": 1000,
+        "metrics": {METRIC: interval, "short_text_to_image_r1": interval},
+        "speed": {"train/samples_per_s": 100.0 + m},
+        "seconds": 3600.0,
+        "time_ms": 0,
+    }
+    point = {"model.text.num_corner_tokens": m, "captions.sentences_per_sub_caption": sentences}
+    values = {"status": "finished", "num_samples": 1000, "results": [result]} | changes
+    return TrialRecord(name=f"m{m}-{sentences}-s{seed}", point=point, seed=seed, **values)
+
+
+def points(*values: list[float]) -> list[TrialRecord]:
+    return [record(m, v, seed) for m, own in enumerate(values) for seed, v in enumerate(own)]
+
+
+def test_a_score_is_the_mean_with_students_interval_and_the_best_comes_first() -> None:
+    best, other, none = scores(
+        [*points([0.1, 0.2, 0.3], [0.5, 0.6]), record(2, 0.9, 0, status="failed")], METRIC, "max"
+    )
+    assert best.mean == pytest.approx(0.55)
+    assert other.mean == pytest.approx(0.2)
+    expected = stats.t.interval(0.95, 2, loc=0.2, scale=stats.sem([0.1, 0.2, 0.3]))
+    assert other.half_width == pytest.approx(expected[1] - 0.2)
+    assert math.isnan(none.mean)
+    fewest_first = scores(points([0.1], [0.5]), METRIC, "min")
+    assert [score.mean for score in fewest_first] == [0.1, 0.5]
+    assert math.isnan(fewest_first[0].half_width)
+
+
+def test_the_words_say_no_more_than_the_intervals_support() -> None:
+    found = scores(points([0.10, 0.12, 0.11], [0.50, 0.52, 0.51], [0.4, 0.6, 0.5]), METRIC, "max")
+    best, ahead, undecided = in_words(found, METRIC, "max")
+    assert best.startswith("Best is num_corner_tokens=1")
+    assert "over 3 seeds" in best
+    assert re.search(r"ahead of num_corner_tokens=0.* by 40\.0 points \[3\d\.\d, 4\d\.\d\]", ahead)
+    assert "num_corner_tokens=2" not in ahead
+    assert undecided.startswith("Not told apart from it: num_corner_tokens=2")
+    assert "more" in in_words(scores(points([0.1], [0.2]), METRIC, "max"), METRIC, "max")[1]
+    assert in_words(scores([], METRIC, "max"), METRIC, "max") == ["No trial came to its end."]
+
+
+def test_a_difference_is_that_of_welch() -> None:
+    ours, theirs = [0.50, 0.55, 0.58, 0.61], [0.40, 0.20, 0.35]
+    words = in_words(scores(points(theirs, ours), METRIC, "max"), METRIC, "max")
+    low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    assert f"[{100 * low:.1f}, {100 * high:.1f}]" in words[1]
+
+
+def test_the_words_know_that_less_may_be_better() -> None:
+    found = scores(points([0.10, 0.12, 0.11], [0.50, 0.52, 0.51]), METRIC, "min")
+    best, ahead = in_words(found, METRIC, "min")
+    assert best.startswith("Best is num_corner_tokens=0")
+    assert ahead.startswith("It is ahead of num_corner_tokens=1")
+
+
+def test_the_page_holds_all_in_itself_and_failed_trials_with_their_reason() -> None:
+    stopped = record(0, 0.1, 9, status="stopped", num_samples=4000)
+    failed = record(1, 0.1, 8, status="failed", error="step 3: <loss> is nan", results=[])
+    more = [record(m, 0.3, seed, sentences=1) for m in (0, 1) for seed in (0, 1)]
+    records = [*points([0.1, 0.2], [0.5, 0.6]), *more, stopped, failed]
+    files = make_report("tokens & lengths", records, METRIC, "max")
+    page = files["report.html"].decode()
+    assert "<h1>tokens &amp; lengths</h1>" in page
+    assert "step 3: &lt;loss&gt; is nan" in page
+    assert "1 of 10 trials were stopped early, which saved 3,000 of 13,000 samples (23%)." in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 4
+    names = {"heat_map", "with_cost", "front", "short_and_long"}
+    assert {f"figures/{name}.png" for name in names} < files.keys()
+    for name in names:
+        assert Image.open(io.BytesIO(files[f"figures/{name}.png"])).format == "PNG"
+    rows = list(csv.DictReader(io.StringIO(files["trials.csv"].decode())))
+    assert len(rows) == 10
+    assert rows[0]["model.text.num_corner_tokens"] == "0"
+    assert rows[0][METRIC] == "0.1"
+    assert rows[-1]["error"] == "step 3: <loss> is nan"
+
+
+def test_a_sweep_of_which_nothing_came_to_its_end_has_a_report() -> None:
+    failed = [record(m, 0.0, 0, status="failed", error="no", results=[]) for m in (0, 1)]
+    files = make_report("none", failed, METRIC, "max")
+    assert b"No trial came to its end." in files["report.html"]
+    assert "seed 0: no" in "\n".join(table(failed, METRIC, "max"))
