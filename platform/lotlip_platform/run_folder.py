@@ -59,11 +59,16 @@ class RunFolder:
         """Whether there is a run here."""
         return self.store.exists(_CONFIG)
 
-    def check_claim(self, config: Any, data_digest: str) -> None:
-        """Raises: ConfigError that names the first key in which an earlier run here differs."""
+    def check_claim(self, config: Any, data_digest: str, *, fixed: str = "") -> None:
+        """Raises: ConfigError that names the first key in which an earlier run here differs.
+
+        The group `fixed` must not differ either, though it might in a run by itself.
+        """
         if not self.is_claimed:
             return
-        key = _first_difference(self._read_json(_CONFIG), _claimed(config, data_digest))
+        may_change = _MAY_CHANGE - {fixed}
+        now = _claimed(config, data_digest)
+        key = _first_difference(self._read_json(_CONFIG), now, may_change)
         if key:
             raise ConfigError(
                 f"{self.uri} holds a run with another {key}: give this one another name=..., or "
@@ -214,10 +219,12 @@ def _claimed(config: Any, data_digest: str) -> dict[str, Any]:
     return {**to_dict(config), "data_digest": data_digest}
 
 
-def _first_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _first_difference(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], may_change: frozenset[str]
+) -> str:
     before, after = flat(earlier), flat(now)
     for key in {**before, **after}:
-        free = any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+        free = any(key == name or key.startswith(f"{name}.") for name in may_change)
         if not free and before.get(key) != after.get(key):
             return f"{key}={before.get(key)!r}"
     return ""

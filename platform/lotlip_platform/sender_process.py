@@ -65,8 +65,8 @@ class SenderProcess:
     @property
     def trouble(self) -> str:
         """Why sending doesn't go on at present; empty if it does, or nothing is known yet."""
-        sent = self._journal.sent()
-        return sent.trouble if sent.time_ms >= self._since_ms else ""
+        of_family = (one.sent() for one in family(self._journal))
+        return next((s.trouble for s in of_family if s.trouble and s.time_ms >= self._since_ms), "")
 
     def finish(self) -> bool:
         """Wait until all is sent, but not for a server that is away; whether it is.
@@ -84,7 +84,7 @@ class SenderProcess:
                 self._process.returncode = 0  # it outlives us, of which Popen must not warn
                 return False
             time.sleep(0.05)
-        return self._journal.is_sent
+        return all(one.is_sent for one in family(self._journal))
 
     def _close(self) -> None:
         if self._process is not None and self._process.stdin is not None:
@@ -115,8 +115,11 @@ def _send_all(journal: Journal, ended: threading.Event) -> None:
         through = True
         for one in family(journal):  # a sweep first: its trials' runs are below its own
             if one.folder not in senders or not one.is_sent:
-                with contextlib.nullcontext() if one == journal else one.sending():
-                    through &= senders.setdefault(one.folder, Sender(one)).send()
+                try:
+                    with contextlib.nullcontext() if one == journal else one.sending():
+                        through &= senders.setdefault(one.folder, Sender(one)).send()
+                except BlockingIOError:  # `lotlip track sync` sends it just now
+                    through = False
         return through
 
     pause, tried_for = _LOOK_S, 0.0

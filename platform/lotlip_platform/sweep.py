@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from lotlip.configuration import to_dict
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError
+from lotlip.errors import ClusterError, DataError, LotlipError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import ClusterConfig, check_resources, connected
 from lotlip_platform.config import dump_config
@@ -80,24 +81,25 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     for trial in wanted:
         preparation.check(trial)
     with connected():
-        check_resources(wanted[0].config.cluster)
-        with (
-            owned(folder) as owner,
-            _tracked(config, uri, folder, watch) as tracked,
-            stop_signals() as request,
-        ):
-            folder.store.write(_CONFIG, json.dumps(to_dict(config), indent=1).encode())
+        for cluster in {trial.config.cluster for trial in wanted}:
+            check_resources(cluster)
+        with owned(folder) as owner:
             parent = Parent(config, folder, uri, owner, ledger)
             runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
             for run in runs:
-                run.prepare(preparation)
-            follower = _Follower(config, runs, owner, tracked, request, watch)
-            follower.fit()
-            if request.by:
-                raise KeyboardInterrupt(
-                    f"stopped by {request.by}, trials saved; the same command goes on from here"
-                )
-            _summarise(config, runs, folder, tracked)
+                run.check(preparation)
+            folder.store.write(_CONFIG, json.dumps(to_dict(config), indent=1).encode())
+            with _tracked(config, uri, folder, watch) as tracked, stop_signals() as request:
+                for run in runs:
+                    run.prepare(preparation)
+                follower = _Follower(config, runs, owner, tracked, request, watch)
+                if not all(run.was_over for run in runs):
+                    follower.fit()
+                if request.by:
+                    raise KeyboardInterrupt(
+                        f"stopped by {request.by}, trials saved; the same command goes on from here"
+                    )
+                _summarise(config, runs, folder, tracked)
     return SweepResult(
         folder=folder.uri,
         tracking_uri=uri,
@@ -143,16 +145,20 @@ class _Follower(tune.Callback):
         self._runs = {run.trial.name: run for run in runs}
         self._began = self._moved = time.monotonic()
         self.overhead_s = 0.0
+        self._trouble: LotlipError | None = None
+        """What ends the sweep. Tune would make a traceback of what its callbacks raise."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune keeps callbacks; the ledger is all that a next start needs
 
     def fit(self) -> None:
-        """Raises: ClusterError if trials wait for what never comes."""
+        """Raises: LotlipError."""
         os.environ.update(_FOR_TUNE)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         runs = list(self._runs.values())
-        concurrent = self._config.max_concurrent or _most_at_a_time(runs[0].trial.config.cluster)
+        concurrent = self._config.max_concurrent
+        concurrent = concurrent or min(_most_at_a_time(run.trial.config.cluster) for run in runs)
+        storage, name = home() / "ray-tune", f"{self._config.name}-{time.time_ns():x}"
         before_s = sum(run.seconds for run in runs)
         tuner = tune.Tuner(
             TrialActor,
@@ -167,17 +173,23 @@ class _Follower(tune.Callback):
                 trial_dirname_creator=lambda trial: trial.config["trial"],
             ),
             run_config=tune.RunConfig(
-                name=f"{self._config.name}-{time.time_ns():x}",
-                storage_path=str(home() / "ray-tune"),
+                name=name,
+                storage_path=str(storage),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # run folders do
                 stop=_Stop(self._over),
                 failure_config=tune.FailureConfig(max_failures=self._config.max_failures),
                 callbacks=[self],
                 verbose=0,
             ),
         )
-        tuner.fit()
-        for run in runs:
-            run.end("running")  # of those that were told to stop
+        try:
+            tuner.fit()
+        finally:
+            for run in runs:
+                run.end("running")  # those that are not through
+            shutil.rmtree(storage / name, ignore_errors=True)
+        if self._trouble is not None:
+            raise self._trouble
         trained = [run for run in runs if not run.was_over]
         spent_s = (time.monotonic() - self._began) * min(concurrent, len(trained))
         training_s = sum(run.seconds for run in runs) - before_s
@@ -190,6 +202,7 @@ class _Follower(tune.Callback):
         hours = (time.monotonic() - self._began) / 3600
         return bool(
             self._request.by
+            or self._trouble
             or (budget.max_samples and seen >= budget.max_samples)
             or (budget.max_hours and hours >= budget.max_hours)
         )
@@ -204,35 +217,46 @@ class _Follower(tune.Callback):
         self._watch({"kind": "progress", "done": over + still, "total": total, **counts})
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._owner.check()
+        with self._troubled():
+            self._owner.check()
         self._tracked.attend()
         waiting = [trial for trial in trials if not trial.is_finished()]
         if not waiting or any(trial.status == "RUNNING" for trial in waiting):
             self._moved = time.monotonic()
         elif time.monotonic() - self._moved > _STARVED_S:
-            raise ClusterError(
+            self._trouble = ClusterError(
                 f"no trial has run for {_STARVED_S:.0f} s though {len(waiting)} wait; free in the "
                 f"cluster: {ray.available_resources().get('CPU', 0):g} CPUs, "
                 f"{ray.available_resources().get('GPU', 0):g} GPUs"
             )
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._runs[trial.config["trial"]].start()
+        with self._troubled():
+            self._runs[trial.config["trial"]].start()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get("replayed"):
+        with self._troubled():
             self._runs[trial.config["trial"]].take(result)
         self._tell_progress()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its last result has ended it already, or Tune has stopped it."""
-        self._runs[trial.config["trial"]].end("running" if self._over() else "stopped")
+        with self._troubled():
+            self._runs[trial.config["trial"]].end("running" if self._over() else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "its actor died").strip().splitlines()
-        self._runs[trial.config["trial"]].end("failed", lines[-1][:200])
+        with self._troubled():
+            self._runs[trial.config["trial"]].end("failed", lines[-1][:200])
+
+    @contextmanager
+    def _troubled(self) -> Iterator[None]:
+        try:
+            yield
+        except LotlipError as error:
+            self._trouble = self._trouble or error
 
 
 class _Stop(tune.Stopper):

@@ -22,6 +22,8 @@ from lotlip_platform.config import build_config, flat, load_values, with_values
 from lotlip_platform.train_config import TrainConfig
 
 _RANGES = ("uniform", "log_uniform", "integers")
+_OWN = {"name": "", "store": "", "train.seed": ": give seeds"}
+"""Keys of a training config that a sweep sets for each trial, with what to do instead."""
 ARM = "arm"
 """The name of what differs between `arms`, beside the keys of `space`."""
 
@@ -160,6 +162,8 @@ def trials(config: SweepConfig, runs: str) -> list[Trial]:
 
     Raises: ConfigError for a key that doesn't exist, and a point that can't be trained.
     """
+    for group in (config.set, config.space, *config.arms.values()):
+        _check_keys(group)
     base = with_values(load_values(config.train), config.set)
     found: dict[str, Trial] = {}
     for seed, (point, values) in itertools.product(config.seeds, list(_points(config))):
@@ -181,6 +185,12 @@ def trials(config: SweepConfig, runs: str) -> list[Trial]:
             raise ConfigError(f"{label(point)}: {error}") from error
         found[name] = Trial(name=name, point=point, seed=seed, config=built)
     return list(found.values())
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    for key in flat(values):
+        if key in _OWN or key.startswith("tracking."):
+            raise ConfigError(f"{key} is set by the sweep itself{_OWN.get(key, '')}")
 
 
 def _check(trial: TrainConfig, config: SweepConfig) -> None:
@@ -251,7 +261,7 @@ def _check_values(key: str, values: Any) -> None:
 
 
 def _name(point: Mapping[str, Any], seed: int) -> str:
-    told = re.sub(r"[^A-Za-z0-9.]+", "-", label(point)).strip("-.")[:60]
+    told = re.sub(r"[^A-Za-z0-9.]+", "-", label(dict(sorted(point.items())))).strip("-.")[:60]
     digest = hashlib.sha256(json.dumps([point, seed], sort_keys=True).encode()).hexdigest()
     return f"{told}-s{seed}-{digest[:6]}"
 

@@ -94,8 +94,8 @@ def scores(records: Sequence[TrialRecord], metric: str, mode: str) -> list[Score
     """One for each point, the best first."""
     of_points: dict[str, list[TrialRecord]] = {}
     for record in records:
-        of_points.setdefault(record.label, []).append(record)
-    found = [_score(label, own, metric) for label, own in of_points.items()]
+        of_points.setdefault(repr(sorted(record.point.items())), []).append(record)
+    found = [_score(own[0].label, own, metric) for own in of_points.values()]
     sign = -1 if mode == "max" else 1
     return sorted(found, key=lambda s: math.inf if math.isnan(s.mean) else sign * s.mean)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest
-from lotlip.errors import LotlipError
+from lotlip.errors import ConfigError, LotlipError
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform.cluster import store_environment
 from lotlip_platform.listener import Listener, Watch
@@ -22,6 +22,7 @@ from lotlip_platform.shard_versions import TrainingData
 from lotlip_platform.storage import open_store
 from lotlip_platform.sweep_config import SweepConfig, Trial
 from lotlip_platform.sweep_ledger import Ledger, Status, TrialRecord
+from lotlip_platform.sweep_trial import VALUE
 from lotlip_platform.train import (
     checked_data,
     make_tokenizer,
@@ -63,7 +64,9 @@ class Preparation:
 
     def data(self, config: TrainConfig, manifest: Manifest, tokenizer: Tokenizer) -> str:
         """The address of what is trained on; features of a locked tower are computed once."""
-        key = _key(config, "model.image", "data")
+        key = _key(config, "model.image", "model.text.pretrained", "data")
+        if not config.model.image.pretrained:  # a tower of random weights is drawn with the others
+            key += _key(config, "model", "train.seed")
         if key not in self._data:
             model = initial_model(config, tokenizer)  # what it can't load, it says now
             tower, watch = model.image_tower, self._watch
@@ -118,13 +121,24 @@ class TrialRun:
         """Of training, over all starts."""
         return self.record.results[-1]["seconds"] if self.record.results else 0.0
 
+    def check(self, preparation: Preparation) -> None:
+        """Raises: ConfigError if the trial, or the sweep's metric, was another one before."""
+        self._manifest = preparation.check(self.trial)
+        self._folder.check_claim(self.trial.config, self._manifest.digest, fixed="eval")
+        metric, results = self._parent.config.metric, self.record.results
+        if results and metric not in results[-1]["metrics"]:
+            raise ConfigError(
+                f"metric={metric} is not measured by the trials of {self._parent.folder.uri}; "
+                f"these are: {', '.join(results[-1]['metrics'])}"
+            )
+
     def prepare(self, preparation: Preparation) -> None:
         """Make its run folder, unless the trial is over. Raises: LotlipError."""
+        if not self.was_over:
+            self._take_result()
         if self.was_over:
             return
         config = self.trial.config
-        self._manifest = preparation.check(self.trial)
-        self._folder.check_claim(config, self._manifest.digest)
         tokenizer = self._folder.read_tokenizer()
         tokenizer = tokenizer or preparation.tokenizer(config, self._manifest)
         uri = preparation.data(config, self._manifest, tokenizer)
@@ -134,6 +148,26 @@ class TrialRun:
         self._data: TrainingData = pinned(self._folder, uri)
         self.record.status, self.record.error = "running", ""
         self._parent.ledger.write(self.record)
+
+    def _take_result(self) -> None:
+        """Of training that was done when the driver was killed, before it heard of that."""
+        result = self._folder.read_result()
+        if result is None or not result["metrics"]:
+            return
+        self._add(self.record.num_samples, result["metrics"], self.seconds)
+        self.record.status, self.record.error, self.was_over = "finished", "", True
+        self._parent.ledger.write(self.record)
+
+    def _add(self, samples: int, metrics: dict[str, Any], seconds: float) -> None:
+        self.record.results.append(
+            {
+                "samples": samples,
+                "metrics": metrics,
+                "speed": self._speed,
+                "seconds": seconds,
+                "time_ms": int(time.time() * 1000),
+            }
+        )
 
     def for_tune(self) -> dict[str, Any]:
         """What `TrialActor` gets."""
@@ -169,7 +203,7 @@ class TrialRun:
         through = is_last and self.was_over
         value = result["metrics"][self._parent.config.metric]["value"]
         shown = {key: result[key] for key in ("samples", "metrics", "seconds")}
-        told = {"value": value, "events": [], "error": "", "replayed": True}
+        told = {VALUE: value, "events": [], "error": "", "is_new": False}
         return {**shown, **told, "through": through, "done": through}
 
     def start(self) -> None:
@@ -194,9 +228,10 @@ class TrialRun:
         self._tell({"kind": "trial", "status": "running"})
 
     def take(self, result: dict[str, Any]) -> None:
-        """A result that is not replayed; what the workers told is taken out of it."""
-        assert self._listener is not None, "it was started"
+        """Take what came since the last result out of this one."""
         events: list[Event] = result.pop("events")
+        if self._listener is None:  # an earlier start's, told again
+            return
         self._listener.take(events)
         for event in events:
             if event["kind"] == "metrics":
@@ -208,15 +243,11 @@ class TrialRun:
         if result["error"]:
             self.end("failed", result["error"])
             return
-        self.record.results.append(
-            {
-                "samples": result["samples"],
-                "metrics": result["metrics"],
-                "speed": self._speed,
-                "seconds": self._before_s + result["seconds"],
-                "time_ms": int(time.time() * 1000),
-            }
-        )
+        if not result["is_new"]:
+            return
+        if self._before_s + result["seconds"] < self.seconds:  # Tune has started it anew
+            self._before_s = self.seconds
+        self._add(result["samples"], result["metrics"], self._before_s + result["seconds"])
         if result["through"]:
             self.end("finished")
         else:
@@ -225,25 +256,31 @@ class TrialRun:
 
     def end(self, status: Status, error: str = "") -> None:
         """It has ended, or goes on with the next start of the sweep: then it is `running`."""
-        if self.was_over or self._listener is None:
-            return
-        failure = LotlipError(error) if error else None
         listener, self._listener = self._listener, None
-        with contextlib.suppress(LotlipError, KeyboardInterrupt), self._stack:
-            if status == "stopped":
-                self._tracked.tag({"stopped": f"early, after {self.record.samples_seen} samples"})
-            if status != "running":
-                listener.record_bad_samples()
-            if status == "finished":
-                listener.check_ledger()
-                listener.draw_curves(self.trial.config)
-            if failure:
-                raise failure
-            if status == "running":
-                raise KeyboardInterrupt
+        if listener is not None:
+            try:
+                with contextlib.suppress(KeyboardInterrupt), self._stack:
+                    self._wind_up(listener, status, error)
+            except LotlipError as failure:
+                status, error = "failed", str(failure)
+        elif self.was_over or status != "failed":
+            return
         self.record.status, self.record.error = status, error
         self._parent.ledger.write(self.record)
         self._tell({"kind": "trial", "status": status})
+
+    def _wind_up(self, listener: Listener, status: Status, error: str) -> None:
+        """Raises: LotlipError if it failed, KeyboardInterrupt if it is to go on later."""
+        if status == "running":
+            raise KeyboardInterrupt
+        if status == "stopped":
+            self._tracked.tag({"stopped": f"early, after {self.record.samples_seen} samples"})
+        listener.record_bad_samples()
+        if error:
+            raise LotlipError(error)
+        if status == "finished":
+            listener.check_ledger()
+            listener.draw_curves(self.trial.config)
 
     def _tell(self, event: Event) -> None:
         self._watch({**event, "trial": self.record})

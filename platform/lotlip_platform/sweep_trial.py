@@ -34,6 +34,7 @@ from lotlip_platform.workers import Workers
 
 _LOOK_S = 0.1
 """Between two looks at what the workers have told."""
+_TELL_S = 5.0
 _START_S = 120.0
 _STOP_S = 60.0
 """In which workers that are told to stop must have saved."""
@@ -41,6 +42,8 @@ _MESSAGE_S = 300.0
 """In which workers must answer each other."""
 VALUE = "value"
 """The name under which Tune knows the sweep's metric."""
+_NOTHING_NEW: dict[str, Any] = {"samples": 0, "metrics": {}, VALUE: math.nan}
+"""Tune wants all of it in each result; schedulers pass over one at 0 samples."""
 _ACTOR_CPUS = 0.01
 """Tune refuses a bundle of nothing for the trial's actor: the first worker gives so much of its."""
 
@@ -108,8 +111,8 @@ class TrialActor(tune.Trainable):
     one says whether it is done.
 
     A result has the `events` of the workers since the last one; the `samples` seen, the `metrics`
-    then, and that by which trials are compared as VALUE; the `seconds` of training since this
-    start; whether the trial is `through`, and the `error` that ended it.
+    then, and that by which trials are compared as VALUE; whether that `is_new`; the `seconds` of
+    training since this start; whether the trial is `through`, and the `error` that ended it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -117,6 +120,8 @@ class TrialActor(tune.Trainable):
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox)
         self._mailbox = mailbox.remote()
         self._running: dict[ray.ObjectRef, int] = {}
+        self._began: float | None = None
+        """When the workers started to train, while they do."""
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -128,12 +133,6 @@ class TrialActor(tune.Trainable):
         self._end()
         self._kill()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {}  # trials save in their run folders
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        pass
-
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         gpus = {"GPU": config["gpus_per_worker"]} if config["gpus_per_worker"] else {}
@@ -144,9 +143,10 @@ class TrialActor(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": _ACTOR_CPUS}, *workers], strategy="PACK")
 
     def step(self) -> dict[str, Any]:
-        """The next result; the workers train on meanwhile."""
+        """The next result; the workers train on meanwhile. Now and then one of nothing new."""
         if self._replay:
             return self._replay.pop(0)
+        began = time.monotonic()
         while True:
             if result := self._result():
                 return result
@@ -156,6 +156,8 @@ class TrialActor(tune.Trainable):
                     return self._through(self._failure)
                 self._note(f"the workers failed ({self._failure}): starting them again")
                 self._start()
+            if time.monotonic() - began > _TELL_S:  # Tune can't stop a trial before it hears of it
+                return self._result_of(_NOTHING_NEW, through=False)
             self._look()
 
     def _begin(self, trial: dict[str, Any]) -> None:
@@ -167,19 +169,21 @@ class TrialActor(tune.Trainable):
         self._last: dict[str, Any] = {"samples": 0, "metrics": {}, VALUE: math.nan}
         if self._replay:
             self._last = {name: self._replay[-1][name] for name in self._last}
-        self._seconds, self._began = 0.0, time.monotonic()
+        self._spent_s, self._began = 0.0, None
         if not (self._replay and self._replay[-1]["through"]):
             self._start()
 
     def _start(self) -> None:
         """Start training, on the workers of the last trial if there are any."""
         trial, self._failure = self._trial, ""
+        self._began = time.monotonic()
         self._watched = Workers(ClusterConfig(max_step_s=trial["max_step_s"]))
         try:
             if not self._workers:
                 self._workers = [self._worker(rank) for rank in range(self._num_workers)]
             ray.get(self._mailbox.tell_to_stop.remote(False))
             address = ray.get(self._workers[0].address.remote(), timeout=_START_S)
+            ray.get(self._mailbox.take.remote())  # what those told that were killed
         except RayError as error:
             self._fail(str(error))
             return
@@ -220,11 +224,12 @@ class TrialActor(tune.Trainable):
             except RayError as failure:  # a worker died; the others may wait for it for ever
                 self._fail(_reason(failure))
                 return
-            self._seconds = max(self._seconds, seconds)
             if error:
                 self._failures = self._trial["max_failures"]  # it would come again
-                self._failure = error
+                self._fail(error, kill=bool(self._running))
                 return
+            if not self._running:
+                self._spent_s, self._began = self._spent_s + seconds, None
         if fault := self._watched.hung():
             self._watched.kill()
             self._fail(fault)
@@ -275,11 +280,18 @@ class TrialActor(tune.Trainable):
         return {
             **known,
             "events": self._taken(),
-            "seconds": self._seconds or time.monotonic() - self._began,
+            "seconds": self._seconds,
+            "is_new": known is not _NOTHING_NEW,
             "through": through,
             "done": through,
             "error": error,
         }
+
+    @property
+    def _seconds(self) -> float:
+        """Of training, over all lives of the workers."""
+        now = self._began and time.monotonic() - self._began
+        return self._spent_s + (now or 0.0)
 
     def _taken(self) -> list[Event]:
         events, self._events = self._events, []
@@ -288,9 +300,10 @@ class TrialActor(tune.Trainable):
     def _note(self, text: str) -> None:
         self._events.append({"kind": "note", "text": text})
 
-    def _fail(self, reason: str) -> None:
-        self._failure = reason
-        self._kill()
+    def _fail(self, reason: str, *, kill: bool = True) -> None:
+        self._failure, self._spent_s, self._began = reason, self._seconds, None
+        if kill:
+            self._kill()
 
     def _kill(self) -> None:
         for worker in self._workers:

@@ -67,5 +67,5 @@ def tracked_folder(
                 folder.write_tracked({**known, **became})
         for of_trial in family(kept)[1:]:
             of_trial.remove_if_sent()
-        if all_sent:
+        if all_sent and family(kept) == [kept]:  # trials that aren't sent yet need it
             kept.remove_if_sent()

@@ -24,6 +24,7 @@ from ray.util import placement_group_table
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore
+from lotlip.errors import ConfigError
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
 from lotlip_platform.journal import journals
@@ -145,6 +146,23 @@ def test_a_second_start_trains_nothing_again_but_what_is_new(base: Path, tmp_pat
     trained = [event["trial"].point for event in events if "trial" in event]
     assert {point["model.text.num_corner_tokens"] for point in trained} == {1}
     assert second.run_id == first.run_id
+    # What it began with may not change under it.
+    for changes, message in (
+        ({"metric": "recall"}, r"metric=recall is not measured by .* these are: .*long_text"),
+        ({"set": {"optim": {"lr": 1e-5}}}, r"holds a run with another optim\.lr"),
+        ({"set": {"eval": {"num_samples": 16}}}, r"holds a run with another eval\.num_samples"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(sweep_config(base, tmp_path, seeds=[0], **changes))
+    # As if the driver had been killed before it heard that the last trial was through.
+    ledger, last = Ledger(FolderStore(tmp_path / "tokens")), first.records[-1]
+    kept = dataclasses.replace(last, status="running", results=last.results[:-1])
+    ledger.write(kept)
+    again, events = run(sweep_config(base, tmp_path, seeds=[0]))
+    assert statuses(again) == ["finished", "finished"]
+    assert again.records[-1].results[-1]["metrics"] == last.results[-1]["metrics"]
+    assert again.records[-1].samples_seen == 256
+    assert not [event for event in events if event["kind"] == "metrics"]
 
 
 def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(
@@ -271,7 +289,7 @@ def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on(base: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_has_the_trials_save_and_tells_so(base: Path, tmp_path: Path) -> None:
+def test_a_stopped_sweep_has_its_trials_save_and_tells_so(base: Path, tmp_path: Path) -> None:
     config = sweep_config(
         base,
         tmp_path,
@@ -279,9 +297,12 @@ def test_ctrl_c_has_the_trials_save_and_tells_so(base: Path, tmp_path: Path) -> 
         seeds=[0],
     )
 
+    sent: list[int] = []
+
     def interrupt(event: dict[str, Any]) -> None:
-        if event["kind"] == "progress" and event["done"] > 0:
-            signal.raise_signal(signal.SIGINT)
+        if event["kind"] == "progress" and event["done"] > 0 and not sent:
+            sent.append(1)
+            signal.raise_signal(signal.SIGTERM)  # SIGINT may be ignored, as in the background
 
     with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
         sweep(config, interrupt)

@@ -61,6 +61,13 @@ def test_a_trial_keeps_its_name_whatever_else_is_searched(tmp_path: Path) -> Non
     assert {trial.name for trial in few} < {trial.name for trial in more}
 
 
+def test_a_trial_is_the_same_however_its_keys_are_ordered(tmp_path: Path) -> None:
+    space = {"optim.lr": [1e-3], "model.text.num_corner_tokens": {"choice": [2]}}
+    (one,) = trials_of(tmp_path, space=space)
+    (other,) = trials_of(tmp_path, space=dict(reversed(space.items())))
+    assert one.name == other.name
+
+
 def test_draws_stay_the_same_and_lie_in_their_ranges(tmp_path: Path) -> None:
     space = {
         "optim.lr": {"log_uniform": [1e-4, 1e-2]},
@@ -89,7 +96,10 @@ def test_draws_stay_the_same_and_lie_in_their_ranges(tmp_path: Path) -> None:
         ({"space": {"optim.lr": {"normal": [0, 1]}}}, "space.optim.lr must be a list of values"),
         ({"space": {"optim.lr": {"uniform": [1, 0]}}}, "with a < b"),
         ({"space": {"optim.lr": {"log_uniform": [0, 1]}}}, "log_uniform must begin above 0"),
-        ({"space": {"train.seed": {"integers": [0.5, 2]}}}, "integers must be whole numbers"),
+        ({"space": {"x": {"integers": [0.5, 2]}}}, "integers must be whole numbers"),
+        ({"space": {"train.seed": [1, 2]}}, "train.seed is set by the sweep itself: give seeds"),
+        ({"set": {"tracking": {"uri": "x"}}}, "tracking.uri is set by the sweep itself"),
+        ({"arms": {"x": {"name": "y"}}}, "name is set by the sweep itself"),
         ({"space": {}}, "space and arms are both empty"),
         ({"seeds": []}, "seeds=.. must be one or more, all different"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be one or more, all different"),
