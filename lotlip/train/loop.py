@@ -29,6 +29,7 @@ from lotlip.data.pipeline import (
 )
 from lotlip.data.prefetch import prefetched
 from lotlip.errors import ConfigError, DataError, LotlipError
+from lotlip.model import LoTLIP
 from lotlip.train.flops import step_flops
 from lotlip.train.gradient import parts_of, take_gradient
 from lotlip.train.optim import OptimConfig, learning_rate
@@ -144,10 +145,7 @@ def train_steps(
     Raises: ConfigError for a batch, streams and workers that don't fit, DataError, LotlipError
     for a loss that isn't finite.
     """
-    state.model.image_tower.recomputes = state.model.text_tower.recomputes = loop.recompute
-    if loop.compile:
-        state.model.compile_towers()
-    model = distributed.data_parallel(state.model).train()
+    model = _set_up(state.model, loop)
     steps_per_epoch, short_first = source.epoch(0).steps, source.captions.short_caption
     allowance = _BadSampleAllowance(data.max_bad_fraction, source, state)
     while state.step < loop.num_steps:
@@ -187,6 +185,14 @@ def train_steps(
             if state.step == loop.num_steps:
                 break
             began = time.perf_counter()
+
+
+def _set_up(model: LoTLIP, loop: LoopConfig) -> nn.Module:
+    """The model as all workers train it. Raises: ConfigError if it can't be compiled here."""
+    model.image_tower.recomputes = model.text_tower.recomputes = loop.recompute
+    if loop.compile:
+        model.compile_towers()
+    return distributed.data_parallel(model).train()
 
 
 def _rest_of_epoch(state: TrainState, source: Source, num_processes: int) -> Iterator[Batch]:

@@ -306,8 +306,7 @@ def report(folder: Store) -> str:
         raise DataError(f"{folder.uri} holds no sweep")
     kept = json.loads(folder.read(_CONFIG))
     records = list(Ledger(folder).read().values())
-    for name, content in make_report(kept["name"], records, kept["metric"], kept["mode"]).items():
-        folder.write(f"report/{name}", content)
+    _write_report(folder, kept["name"], records, kept["metric"], kept["mode"])
     return f"{folder.uri}/report/report.html"
 
 
@@ -323,6 +322,15 @@ def _summarise(
         values[f"sweep/best_{config.metric}"] = best.mean
         tracked.tag({"best": best.label})
     tracked.log_metrics(values, step=0)
-    for name, content in make_report(config.name, records, config.metric, config.mode).items():
-        folder.store.write(f"report/{name}", content)
+    files = _write_report(folder.store, config.name, records, config.metric, config.mode)
+    for name, content in files.items():
         tracked.log_file(name, content)
+
+
+def _write_report(
+    folder: Store, name: str, records: Sequence[TrialRecord], metric: str, mode: str
+) -> dict[str, bytes]:
+    files = make_report(name, records, metric, mode)
+    for file, content in files.items():
+        folder.write(f"report/{file}", content)
+    return files

@@ -90,6 +90,12 @@ class Score:
     """Of the mean's 95% interval, by Student's t over the seeds; NaN of fewer than two."""
 
 
+def ends(records: Sequence[TrialRecord], metric: str) -> list[float]:
+    """The metric at the end of each trial that came there."""
+    finished = [record for record in records if record.status == "finished"]
+    return [record.results[-1]["metrics"][metric]["value"] for record in finished]
+
+
 def scores(records: Sequence[TrialRecord], metric: str, mode: str) -> list[Score]:
     """One for each point, the best first."""
     of_points: dict[str, list[TrialRecord]] = {}
@@ -101,12 +107,12 @@ def scores(records: Sequence[TrialRecord], metric: str, mode: str) -> list[Score
 
 
 def _score(label: str, records: Sequence[TrialRecord], metric: str) -> Score:
-    ends = [r.results[-1]["metrics"][metric]["value"] for r in records if r.status == "finished"]
+    reached = ends(records, metric)
     half_width = math.nan
-    if len(ends) > 1:
-        quantile = float(student_t.ppf(0.975, len(ends) - 1))
-        half_width = quantile * statistics.stdev(ends) / math.sqrt(len(ends))
-    mean = statistics.fmean(ends) if ends else math.nan
+    if len(reached) > 1:
+        quantile = float(student_t.ppf(0.975, len(reached) - 1))
+        half_width = quantile * statistics.stdev(reached) / math.sqrt(len(reached))
+    mean = statistics.fmean(reached) if reached else math.nan
     return Score(label=label, records=records, mean=mean, half_width=half_width)
 
 
@@ -118,8 +124,8 @@ def table(records: Sequence[TrialRecord], metric: str, mode: str) -> list[str]:
     for score in found:
         mean = "-" if math.isnan(score.mean) else f"{100 * score.mean:.1f}"
         spread = "" if math.isnan(score.half_width) else f" ± {100 * score.half_width:.1f}"
-        ends = Counter(record.status for record in score.records)
-        told = ", ".join(f"{number} {status}" for status, number in ends.items())
+        counts = Counter(record.status for record in score.records)
+        told = ", ".join(f"{number} {status}" for status, number in counts.items())
         lines.append(f"{score.label:<{width}}  {mean}{spread}  ({told})")
         lines += [f"    seed {r.seed}: {r.error}" for r in score.records if r.error]
     return lines

@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 from lotlip.evaluate.comparisons import heat_map, scatter, with_cost
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.sweep_config import ARM, label
-from lotlip_platform.sweep_ledger import Score, TrialRecord, scores
+from lotlip_platform.sweep_ledger import Score, TrialRecord, ends, scores
 
 _SPEED = "train/samples_per_s"
 _SHORT, _LONG = "short_text_to_image_r1", "long_text_to_image_r1"
@@ -51,7 +51,7 @@ def in_words(found: Sequence[Score], metric: str, mode: str) -> list[str]:
         return ["No trial came to its end."]
     best = ended[0]
     lines = [f"Best is {best.label}: {_percent(best)} {metric}, over {_seeds(best)}."]
-    if len(_ends(best, metric)) < 2:
+    if len(ends(best.records, metric)) < 2:
         return [*lines, "With one seed nothing can be said of how sure that is: give it more."]
     behind, undecided = [], []
     for other in ended[1:]:
@@ -73,22 +73,17 @@ def in_words(found: Sequence[Score], metric: str, mode: str) -> list[str]:
 
 def _difference(one: Score, other: Score, metric: str) -> Interval | None:
     """Of the means, with its 95% interval by Welch; None of fewer than two seeds."""
-    ours, theirs = _ends(one, metric), _ends(other, metric)
+    ours, theirs = ends(one.records, metric), ends(other.records, metric)
     if min(len(ours), len(theirs)) < 2:
         return None
     value = statistics.fmean(ours) - statistics.fmean(theirs)
-    parts = [(statistics.variance(ends) / len(ends), len(ends) - 1) for ends in (ours, theirs)]
+    parts = [(statistics.variance(own) / len(own), len(own) - 1) for own in (ours, theirs)]
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return Interval(value, value, value)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     half_width = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance)
     return Interval(value, value - half_width, value + half_width)
-
-
-def _ends(score: Score, metric: str) -> list[float]:
-    ended = [record for record in score.records if record.status == "finished"]
-    return [record.results[-1]["metrics"][metric]["value"] for record in ended]
 
 
 def _seeds(score: Score) -> str:
@@ -203,7 +198,7 @@ def _order(key: str, point: Mapping[str, Any]) -> tuple[int, float, str]:
 
 
 def _mean(score: Score, metric: str) -> float:
-    return statistics.fmean(_ends(score, metric))
+    return statistics.fmean(ends(score.records, metric))
 
 
 def _mean_speed(score: Score) -> float:
@@ -280,8 +275,8 @@ compared by {html.escape(metric)} ({mode}).</p>
 def _table_row(score: Score, metric: str) -> str:
     speed = _mean_speed(score)
     told = "-" if math.isnan(speed) else f"{speed:,.0f}"
-    ends = [f"{record.status}" for record in score.records]
-    counts = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
+    statuses = [record.status for record in score.records]
+    counts = ", ".join(f"{statuses.count(one)} {one}" for one in dict.fromkeys(statuses))
     errors = "".join(
         f'<tr class="failed"><td colspan="4">{html.escape(score.label)}, seed {record.seed}: '
         f"{html.escape(record.error)}</td></tr>"

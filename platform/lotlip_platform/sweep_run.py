@@ -14,6 +14,7 @@ from lotlip.data.manifest import Manifest
 from lotlip.errors import ConfigError, LotlipError
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform.cluster import store_environment
+from lotlip_platform.config import flat
 from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.mailbox import Event
 from lotlip_platform.ownership import Owner
@@ -75,13 +76,9 @@ class Preparation:
 
 
 def _key(config: TrainConfig, *names: str) -> str:
-    found = []
-    for name in names:
-        value: Any = to_dict(config)
-        for part in name.split("."):
-            value = value[part]
-        found.append(value)
-    return repr(found)
+    """What the config has in keys, or groups, of these names."""
+    values = flat(to_dict(config))
+    return repr({key: value for key, value in values.items() if key.startswith(names)})
 
 
 @dataclass(frozen=True)
