@@ -7,7 +7,7 @@ that a model trained on short captions alone does not fail at long ones for lack
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -106,6 +106,16 @@ EMPTY_SENTENCES = (
 )
 
 
+class Draws(Protocol):
+    """What captions need of a numpy generator."""
+
+    def integers(self, number: int, /) -> Any: ...
+
+    def random(self) -> float: ...
+
+    def permutation(self, number: int, /) -> Any: ...
+
+
 def with_article(phrase: str) -> str:
     """The phrase after "a" or "an"; right for every word of this file, not for all of English."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
@@ -134,7 +144,7 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, dict[str
     return f"{subject} {context}", {**facts, **more_facts}
 
 
-def long_caption(scene: Scene, rng: np.random.Generator) -> str:
+def long_caption(scene: Scene, rng: Draws) -> str:
     """Five to nine sentences with everything there is in the scene, mostly in natural order."""
     first = _salient_sentences(scene, rng)
     rest = [_group_sentence(group, rng) for group in scene.groups]
@@ -188,7 +198,7 @@ def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, dict[str, Any
     return f"{link} {_counted(noun, stated.get('colour', ''), group.count)}", {"group": stated}
 
 
-def _salient_sentences(scene: Scene, rng: np.random.Generator) -> list[str]:
+def _salient_sentences(scene: Scene, rng: Draws) -> list[str]:
     """One sentence, or (60%) one that names the salient object and one that places it."""
     position = SALIENT_POSITIONS[scene.position]
     a_noun = with_article(f"{scene.colour} {_noun(scene.kind, LONG_SYNONYM_SHARE, rng)}")
@@ -201,13 +211,13 @@ def _salient_sentences(scene: Scene, rng: np.random.Generator) -> list[str]:
     ]
 
 
-def _group_sentence(group: Group, rng: np.random.Generator) -> str:
+def _group_sentence(group: Group, rng: Draws) -> str:
     nouns = _counted(_noun(group.kind, LONG_SYNONYM_SHARE, rng), group.colour, group.count)
     be = "is" if group.count == 1 else "are"
     return _fill(GROUP_SENTENCES, rng, nouns=nouns, be=be, cell=group.cell)
 
 
-def _noun(kind: str, synonym_share: float, rng: np.random.Generator) -> str:
+def _noun(kind: str, synonym_share: float, rng: Draws) -> str:
     return SYNONYMS[kind] if rng.random() < synonym_share else kind
 
 
@@ -218,5 +228,5 @@ def _counted(noun: str, colour: str, count: int) -> str:
     return " ".join(["two", colour, IRREGULAR_PLURALS.get(noun, f"{noun}s")]).replace("  ", " ")
 
 
-def _fill(templates: Sequence[str], rng: np.random.Generator, **words: str) -> str:
+def _fill(templates: Sequence[str], rng: Draws, **words: str) -> str:
     return templates[int(rng.integers(len(templates)))].format(**words)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lotlip.data.sample import Sample
+from lotlip.data.scene_captioners import CAPTIONERS, machine_caption
 from lotlip.data.scene_captions import (
     SYNONYMS,
     is_true_of,
@@ -30,6 +31,7 @@ __all__ = [
     "ATTRIBUTES",
     "BACKGROUNDS",
     "CAPTIONER",
+    "CAPTIONERS",
     "CELLS",
     "CLASSES",
     "CLASS_TEMPLATES",
@@ -66,7 +68,7 @@ NUM_GROUPS = (2, 3, 3, 4)
 """Numbers of groups, to draw from evenly: 2 and 4 a quarter each, 3 a half."""
 
 CAPTIONER = "scenes"
-"""The name under which a sample keeps its long caption."""
+"""The name under which a sample keeps the long caption that tells all."""
 
 CLASS_TEMPLATES = (
     "{}",
@@ -154,20 +156,24 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def make_sample(seed: int, index: int) -> Sample:
+def make_sample(seed: int, index: int, *, captioners: bool = False) -> Sample:
     """Sample `index` of the data set `seed`, both non-negative: the same bytes whenever it is made.
 
-    `extra` holds the `scene` and the `facts` that the short caption states.
+    `extra` holds the `scene` and the `facts` that the short caption states. With `captioners` it
+    has long captions by CAPTIONERS, too; all else is the same.
     """
     rng = np.random.default_rng([seed, index])
     scene = draw_scene(rng)
     short, facts = short_caption(scene, rng)
-    long = long_caption(scene, rng)
+    long = {CAPTIONER: long_caption(scene, rng)}
+    for place, captioner in enumerate(CAPTIONERS if captioners else ()):
+        own_rng = np.random.default_rng([seed, index, place])
+        long[captioner] = machine_caption(scene, captioner, COLOURS, own_rng)
     return Sample(
         key=f"{index:08d}",
         image=draw_jpeg(scene, rng),
         short=short,
-        long={CAPTIONER: long},
+        long=long,
         source="lotlip scenes",
         licence="CC0-1.0",
         extra={"scene": scene.to_json(), "facts": facts},

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lotlip.captions import split_sentences
 from lotlip.data import scenes
 from lotlip.data.manifest import Manifest
 from lotlip.data.sample import Sample
@@ -110,6 +111,10 @@ def run_benchmark(
         long_ND=embed_texts(model, long, official=official_text),
     )
     metrics = _prefixed("long", _caption_retrieval(features.image_ND, features.long_ND, long))
+    headless = [_without_first_sentence(caption) for caption in long]
+    headless_ND = embed_texts(model, headless, official=official_text)
+    found = _caption_retrieval(features.image_ND, headless_ND, headless)
+    metrics |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
     if name == "scenes":
         metrics |= _scene_metrics(model, samples, features)
     else:
@@ -121,6 +126,11 @@ def run_benchmark(
 def long_caption(sample: Sample) -> str:
     """The long caption that is retrieved by: that of the first captioner by name."""
     return sample.long[min(sample.long)]
+
+
+def _without_first_sentence(caption: str) -> str:
+    """It often sums up all the others; a caption of one sentence stays as it is."""
+    return " ".join(split_sentences(caption)[1:]) or caption
 
 
 def retrieval_figure(

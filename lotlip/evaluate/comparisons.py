@@ -46,38 +46,41 @@ def heat_map(
     return png(figure)
 
 
-def with_cost(
-    series: Mapping[str, Sequence[tuple[str, Interval, float]]],
+def with_costs(
+    series: Mapping[str, Sequence[tuple[str, Interval, Sequence[float]]]],
     *,
     xlabel: str,
     ylabel: str,
-    cost: str,
+    costs: Sequence[str],
     title: str,
 ) -> bytes:
-    """What is reached at each x, with intervals, and dashed on a second axis what it costs.
+    """What is reached at each x, with intervals; for each cost again, with it on a second axis.
 
     Args:
-        series: by name, (x, share, cost) from left to right; all have the same places.
+        series: by name, (x, share, costs) from left to right; all have the same places.
     """
     places = list(dict.fromkeys(x for points in series.values() for x, _, _ in points))
     if not places:
         return nothing(title, "no trial came to its end")
-    figure = Figure(figsize=(5.6, 3.8 + 0.2 * len(series)), layout="constrained")
-    panel = figure.subplots()
-    costs = panel.twinx()
-    for (name, points), (colour, marker) in zip(series.items(), _looks(), strict=False):
-        at = [places.index(x) for x, _, _ in points]
-        shares = [interval for _, interval, _ in points]
-        _with_bars(panel, at, shares, name, colour, marker)
-        costs.plot(at, [c for _, _, c in points], "--", color=colour, linewidth=1, alpha=0.7)
-    panel.set_xticks(range(len(places)), labels=places)
-    panel.set_xlabel(xlabel, fontsize=FONT_PT)
-    panel.set_ylabel(f"{ylabel}, %", fontsize=FONT_PT)
-    costs.set_ylabel(f"{cost} (dashed)", fontsize=FONT_PT)
-    costs.set_ylim(bottom=0)
-    costs.spines["top"].set_visible(False)
-    costs.tick_params(labelsize=FONT_PT)
-    _finish(figure, panel, title)
+    size = 3.8 * len(costs) + 1, 3.8 + 0.2 * len(series)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
+    for number, (panel, cost) in enumerate(zip(panels, costs, strict=True)):
+        second = panel.twinx()
+        for (name, points), (colour, marker) in zip(series.items(), _looks(), strict=False):
+            at = [places.index(x) for x, _, _ in points]
+            _with_bars(panel, at, [share for _, share, _ in points], name, colour, marker)
+            paid = [paid_for[number] for _, _, paid_for in points]
+            second.plot(at, paid, "--", color=colour, linewidth=1, alpha=0.7)
+        panel.set_xticks(range(len(places)), labels=places)
+        panel.set_xlabel(xlabel, fontsize=FONT_PT)
+        second.set_ylabel(f"{cost} (dashed)", fontsize=FONT_PT)
+        second.set_ylim(bottom=0)
+        second.spines["top"].set_visible(False)
+        second.tick_params(labelsize=FONT_PT)
+        _tidy(panel)
+    panels[0].set_ylabel(f"{ylabel}, %", fontsize=FONT_PT)
+    _finish(figure, panels[0], title)
     return png(figure)
 
 
@@ -142,9 +145,13 @@ def _with_bars(
     )
 
 
-def _finish(figure: Figure, panel: Axes, title: str) -> None:
+def _tidy(panel: Axes) -> None:
     panel.grid(color="#dddddd", linewidth=0.6)
     plain_axes(panel)
+
+
+def _finish(figure: Figure, panel: Axes, title: str) -> None:
+    _tidy(panel)
     handles, names = panel.get_legend_handles_labels()
     names = [textwrap.fill(name, 80) for name in names]
     figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=FONT_PT)

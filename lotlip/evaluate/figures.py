@@ -189,10 +189,12 @@ def _bar(panel: Axes, place: int, interval: Interval | None, colour: str) -> Non
     if interval is None:
         panel.text(2, place, "not measured", va="center", fontsize=FONT_PT, color="#666666")
         return
-    value, low, high = (100 * share for share in (interval.value, interval.low, interval.high))
+    value = 100 * interval.value
+    low, high = 100 * np.clip([interval.low, interval.high], 0.0, 1.0)
     panel.barh(place, value, height=0.7, color=colour)
     panel.plot([low, high], [place, place], color="black", linewidth=1.2, marker="|", markersize=5)
-    panel.text(high + 3, place, f"{value:.1f}", va="center", fontsize=FONT_PT)
+    end = value if math.isnan(high) else high
+    panel.text(end + 3, place, f"{value:.1f}", va="center", fontsize=FONT_PT)
 
 
 class _Sheet:

@@ -71,7 +71,9 @@ def _by_length(
     for group, *rows in pieces:
         query_nHqd, key_nHld, value_nHld = (piece.transpose(1, 2) for piece in rows)
         mask = (
-            rule(group.num_corners, group.length, query_QHd.device) if group.num_corners else None
+            rule(group.num_under_rule, group.length, query_QHd.device)
+            if group.num_under_rule
+            else None
         )
         seen_nHqd = F.scaled_dot_product_attention(
             query_nHqd,
@@ -231,14 +233,15 @@ def _new_layout(
     groups: tuple[Group, ...], num_heads: int, read: bool, device: torch.device, dtype: torch.dtype
 ) -> _Layout:
     length_step, number_step = _STEPS.get(device.type, _STEPS["cuda"])
-    members: dict[tuple[int, int], list[int]] = {}
+    members: dict[tuple[int, int, int], list[int]] = {}
     for number, group in enumerate(groups):
-        key = (_rounded_up(group.length, length_step), group.num_corners)
+        length = _rounded_up(group.length, length_step)
+        key = (length, group.num_read, group.num_under_rule)
         members.setdefault(key, []).append(number)
     places: list[Tensor] = [torch.empty(0)] * len(groups)
     shapes, masks, start = [], [], 0
-    for (length, num_corners), numbers in members.items():
-        num_queries = num_corners + 1 if read else length
+    for (length, num_read, under_rule), numbers in members.items():
+        num_queries = num_read if read else length
         num_texts = _rounded_up(sum(groups[n].num_texts for n in numbers), number_step)
         lengths, text = [length] * num_texts, 0
         for number in numbers:
@@ -250,7 +253,7 @@ def _new_layout(
             lengths[text : text + group.num_texts] = [group.length] * group.num_texts
             text += group.num_texts
         shapes.append((num_texts, num_heads, num_queries))
-        masks.append(_mask(lengths, length, num_corners, num_queries, device, dtype))
+        masks.append(_mask(lengths, length, under_rule, num_queries, device, dtype))
         start += math.prod(shapes[-1])
     return _Layout(tuple(shapes), tuple(masks), torch.cat(places).to(device, non_blocking=True))
 
@@ -258,18 +261,18 @@ def _new_layout(
 def _mask(
     lengths: list[int],
     length: int,
-    num_corners: int,
+    under_rule: int,
     num_queries: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Below all where a row of a block may not be looked at: [n, 1, q or 1, l]."""
-    if not num_corners and all(own == length for own in lengths):
+    if not under_rule and all(own == length for own in lengths):
         return None
     ends_n = torch.tensor(lengths).to(device, non_blocking=True)
     allowed = torch.arange(length, device=device) < ends_n[:, None, None, None]
-    if num_corners:
-        allowed = allowed & rule(num_corners, length, device)[:num_queries]
+    if under_rule:
+        allowed = allowed & rule(under_rule, length, device)[:num_queries]
     return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)
 
 

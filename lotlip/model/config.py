@@ -64,6 +64,9 @@ class TextTowerConfig:
 
     num_corner_tokens: int = 2
     """m, the learnable tokens directly after [CLS]; 0 gives plain BERT."""
+    corner_mask: bool = True
+    """Nobody looks at corner tokens, and they not at [CLS] (section 3.3); false has all tokens of
+    a text look at each other."""
     vocab_size: int = 30522
     """Rows for word pieces; the corner tokens' rows come behind them."""
     context_length: int = 128

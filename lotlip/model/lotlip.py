@@ -17,7 +17,7 @@ from lotlip.errors import ConfigError
 from lotlip.losses import multi_text_loss, multi_text_sigmoid_loss
 from lotlip.model.config import ModelConfig
 from lotlip.model.image_tower import ImageTower
-from lotlip.model.packing import pack
+from lotlip.model.packing import is_read, pack
 from lotlip.model.text_tower import TextTower
 from lotlip.tokenizer import Tokenizer
 
@@ -147,7 +147,13 @@ class LoTLIP(nn.Module):
         device = self.logit_scale.device
         if len(ids_NL) == 0:
             return torch.zeros(0, self.config.embed_dim, device=device)
+        m, masked = self.config.text.num_corner_tokens, self.config.text.corner_mask
+        # Without the mask, words and [CLS] look at corner tokens, also where nobody reads these.
+        there_N = has_corners_N if masked else torch.full_like(has_corners_N, m > 0)
         with record_function("text tower"):
-            texts = pack(ids_NL, self.config.text.num_corner_tokens, has_corners_N, device)
-            projected = self.text_projection(self.text_tower(texts))
+            texts = pack(ids_NL, m, there_N, device, masked=masked)
+            pooled_RD = self.text_tower(texts)
+            if not masked:
+                pooled_RD = pooled_RD[is_read(has_corners_N, m).flatten()]
+            projected = self.text_projection(pooled_RD)
         return F.normalize(projected.float(), dim=-1)

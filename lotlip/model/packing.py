@@ -29,6 +29,13 @@ class Group:
     """Rows of each."""
     num_corners: int
     """The first of them."""
+    masked: bool = True
+    """Whether corner tokens are under their rule, rather than like words."""
+
+    @property
+    def num_under_rule(self) -> int:
+        """The first rows, of which who may look at whom is restricted."""
+        return self.num_corners if self.masked else 0
 
     @property
     def num_read(self) -> int:
@@ -70,11 +77,14 @@ def pack(
     num_corner_tokens: int,
     has_corners_N: Tensor | None = None,
     device: torch.device | str = "cpu",
+    *,
+    masked: bool = True,
 ) -> PackedTexts:
     """Texts as the tokenizer makes them, [CLS] and then the corner tokens first, without padding.
 
-    `has_corners_N` says of which texts the corner tokens are read; without it, of all. This is done
-    by the processor, best on ids that are not on a GPU yet; what comes out is put on the `device`.
+    `has_corners_N` says of which texts the corner tokens are read; without it, of all. Unless they
+    are `masked`, all texts have them. This is done by the processor, best on ids that are not on a
+    GPU yet; what comes out is put on the `device`.
     Raises: DataError if a text doesn't begin with a token.
     """
     m = num_corner_tokens
@@ -97,7 +107,7 @@ def pack(
     ids_T = ids_NL[sorted_N][text_T, positions_T].masked_fill(is_corner_T, PAD_ID)
     return PackedTexts(
         groups=[
-            Group(number, shape // 2, m * (shape % 2))
+            Group(number, shape // 2, m * (shape % 2), masked)
             for number, shape in zip(counts.tolist(), shapes.tolist(), strict=True)
         ],
         ids_T=ids_T.to(device, non_blocking=True),
@@ -113,7 +123,11 @@ def _order(sorted_N: Tensor, has_corners_N: Tensor, m: int) -> Tensor:
     cls_N = torch.empty_like(sorted_N)
     cls_N[sorted_N] = ends - 1  # behind its corner tokens
     corners_Nm = (cls_N - num_corners_N)[:, None] + torch.arange(m)
-    is_read = torch.cat(
+    return torch.cat([cls_N[:, None], corners_Nm], dim=1)[is_read(has_corners_N, m)]
+
+
+def is_read(has_corners_N: Tensor, m: int) -> Tensor:
+    """Of each text whether [CLS] and its corner tokens are read: [N, 1 + m]."""
+    return torch.cat(
         [torch.ones_like(has_corners_N)[:, None], has_corners_N[:, None].expand(-1, m)], dim=1
     )
-    return torch.cat([cls_N[:, None], corners_Nm], dim=1)[is_read]

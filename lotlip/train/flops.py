@@ -44,11 +44,13 @@ def step_flops(
     total = num_images * image_flops(image) if pixels else 0.0
     if image.projection:
         total += num_images * _LEARNING * 2 * image.width * config.embed_dim
-    has_corners = torch.full_like(lengths_BS, text.num_corner_tokens > 0)
+    m = text.num_corner_tokens
+    has_corners = torch.ones_like(lengths_BS)
     has_corners[:, : int(short_first)] = 0
-    num_corners = text.num_corner_tokens * has_corners.double()
-    rows = lengths_BS.double() - text.num_corner_tokens + num_corners
-    total += float(text_flops(text, rows=rows, num_read=1 + num_corners).sum())
+    num_corners = m * has_corners.double()
+    there = num_corners if text.corner_mask else torch.full_like(num_corners, m)
+    rows = lengths_BS.double() - m + there
+    total += float(text_flops(text, rows=rows, num_read=1 + there).sum())
     num_features = float((1 + num_corners).sum())
     return total + _LEARNING * 2 * num_features * text.width * config.embed_dim
 

@@ -22,6 +22,11 @@ def add_verbs(verbs: Any) -> None:
     scenes.add_argument("--split", choices=("train", "validation", "test"), default="train")
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--shard-size", type=int, default=1000, metavar="N")
+    scenes.add_argument(
+        "--captioners",
+        action="store_true",
+        help="long captions by three captioners with habits and errors, too",
+    )
     scenes.set_defaults(run=_scenes)
 
     check = actions.add_parser("check", help="every shard, sample and image, against the manifest")
@@ -64,6 +69,7 @@ def _scenes(arguments: argparse.Namespace) -> None:
             split=arguments.split,
             seed=arguments.seed,
             shard_size=arguments.shard_size,
+            captioners=arguments.captioners,
             on_progress=shown.show,
         )
     print(

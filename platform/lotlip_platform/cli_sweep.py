@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -47,7 +48,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     print("\n".join(table(result.records, config.metric, config.mode)))
     print(f"\n{result.folder}/report/report.html")
-    print(f"{result.overhead_s:.1f} s a trial beyond its training, starting workers included")
+    warm = "" if math.isnan(result.between_s) else f"{result.between_s:.2f} s on warm workers, "
+    print(f"a trial took {warm}{result.overhead_s:.1f} s with starting them beyond its training")
     if result.run_id:
         print(f"MLflow run {result.run_id} at {result.tracking_uri}")
 

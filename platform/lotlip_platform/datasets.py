@@ -35,6 +35,7 @@ def make_scenes(
     split: Split = "train",
     seed: int = 0,
     shard_size: int = 1000,
+    captioners: bool = False,
     on_progress: Callable[[int, int], None],
 ) -> Manifest:
     """Write procedural scenes as shards and, last of all, their manifest.
@@ -46,6 +47,7 @@ def make_scenes(
     Args:
         num_samples: at most SPLIT_SIZE.
         shard_size: samples of every shard but the last.
+        captioners: adds long captions by three captioners with habits and errors.
         on_progress: gets the numbers of samples written and asked for.
 
     Raises: ConfigError; DataError if another data set is there or the store refuses; ClusterError.
@@ -57,6 +59,7 @@ def make_scenes(
         "split": split,
         "num_samples": num_samples,
         "shard_size": shard_size,
+        **({"captioners": True} if captioners else {}),
     }
     store = open_store(destination)
     found = _existing(store, made_by)
@@ -70,7 +73,7 @@ def make_scenes(
     uri = store.uri if isinstance(store, FolderStore) else destination
     make = _made_here if len(ranges) <= MOST_SHARDS_WITHOUT_RAY else _made_by_ray
     written: dict[int, _Written] = {}
-    with closing(make(uri, ranges, seed)) as writing:
+    with closing(make(uri, ranges, seed, captioners)) as writing:
         for place, result in writing:
             written[place] = result
             on_progress(sum(shard.num_samples for shard, _ in written.values()), num_samples)
@@ -104,28 +107,36 @@ def _existing(store: Store, made_by: Mapping[str, Any]) -> Manifest | None:
     return found
 
 
-def _made_here(uri: str, ranges: Sequence[range], seed: int) -> _Writing:
+def _made_here(uri: str, ranges: Sequence[range], seed: int, captioners: bool) -> _Writing:
     for place, indices in enumerate(ranges):
-        yield place, _write(uri, place, indices, seed, {})
+        yield place, _write(uri, place, indices, seed, captioners, {})
 
 
-def _made_by_ray(uri: str, ranges: Sequence[range], seed: int) -> _Writing:
+def _made_by_ray(uri: str, ranges: Sequence[range], seed: int, captioners: bool) -> _Writing:
     """The shards as they get ready. Raises: LotlipError; tasks that are left are cancelled."""
     with connected():
         environment = store_environment()
-        calls = [(uri, place, indices, seed, environment) for place, indices in enumerate(ranges)]
+        calls = [
+            (uri, place, indices, seed, captioners, environment)
+            for place, indices in enumerate(ranges)
+        ]
         yield from in_tasks(_write, calls)
 
 
 def _write(
-    uri: str, place: int, indices: range, seed: int, environment: Mapping[str, str]
+    uri: str,
+    place: int,
+    indices: range,
+    seed: int,
+    captioners: bool,
+    environment: Mapping[str, str],
 ) -> _Written:
     os.environ.update(environment)
     captions = CaptionCount()
 
     def samples() -> Iterator[Sample]:
         for index in indices:
-            sample = make_sample(seed, index)
+            sample = make_sample(seed, index, captioners=captioners)
             captions.add(sample)
             yield sample
 

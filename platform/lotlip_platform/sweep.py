@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,8 @@ class SweepResult:
     records: Sequence[TrialRecord]
     overhead_s: float
     """Of a trial of this start: seconds beyond its training, starting the workers included."""
+    between_s: float
+    """That warm workers were without work between two trials, on average; NaN if none were."""
 
 
 def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
@@ -100,12 +103,14 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
                         f"stopped by {request.by}, trials saved; the same command goes on from here"
                     )
                 _summarise(config, runs, folder, tracked)
+    between = [run.between_s for run in runs if run.between_s]
     return SweepResult(
         folder=folder.uri,
         tracking_uri=uri,
         run_id=folder.read_tracked().get("run_id", ""),
         records=[run.record for run in runs],
         overhead_s=follower.overhead_s,
+        between_s=statistics.fmean(between) if between else math.nan,
     )
 
 

@@ -21,6 +21,7 @@ from scipy.stats import t as student_t
 
 from lotlip.data.store import Store
 from lotlip.errors import DataError
+from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.sweep_config import label
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -39,6 +40,10 @@ class TrialRecord:
     """Why it failed, in one line."""
     num_samples: int
     """That it would see to its end."""
+    num_cpus: float = 1.0
+    """That its workers hold."""
+    num_gpus: float = 0.0
+    """That its workers hold."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """`samples` seen, `metrics` with their intervals, `speed`: what was logged of training last,
     and `seconds` that the trial had taken, over all its starts."""
@@ -55,6 +60,12 @@ class TrialRecord:
     @property
     def samples_seen(self) -> int:
         return self.results[-1]["samples"] if self.results else 0
+
+    @property
+    def hours(self) -> float:
+        """Its price: of GPUs, or of CPUs if it has none."""
+        seconds = self.results[-1]["seconds"] if self.results else 0.0
+        return seconds / 3600 * (self.num_gpus or self.num_cpus)
 
 
 class Ledger:
@@ -89,6 +100,49 @@ class Score:
     half_width: float
     """Of the mean's 95% interval, by Student's t over the seeds; NaN of fewer than two."""
 
+    @property
+    def measured(self) -> list[str]:
+        """Metrics that are known of all trials that came to their end."""
+        known = [result["metrics"] for result in self._last]
+        return [name for name in known[0] if all(name in metrics for metrics in known)]
+
+    def interval_of(self, metric: str) -> Interval:
+        """Its mean over those trials, NaN if it isn't known."""
+        is_known = bool(self._last) and metric in self.measured
+        return mean_interval(ends(self.records, metric) if is_known else [])
+
+    @property
+    def samples_per_s(self) -> float:
+        """In training, as it was logged last; NaN if it isn't known."""
+        return self._mean_speed("train/samples_per_s")
+
+    @property
+    def tokens_a_sample(self) -> float:
+        """Of its texts, without padding."""
+        return self._mean_speed("train/tokens_per_s") / self.samples_per_s
+
+    @property
+    def hours(self) -> float:
+        """Of a trial."""
+        return _mean([r.hours for r in self.records if r.status == "finished"])
+
+    @property
+    def _last(self) -> list[dict[str, Any]]:
+        """Results of the trials that came to their end."""
+        return [r.results[-1] for r in self.records if r.status == "finished"]
+
+    def _mean_speed(self, name: str) -> float:
+        return _mean([r["speed"][name] for r in self._last if name in r["speed"]])
+
+
+def device(found: Sequence[Score]) -> str:
+    """Whose hours are counted."""
+    return "GPU" if any(r.num_gpus for score in found for r in score.records) else "CPU"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
 
 def ends(records: Sequence[TrialRecord], metric: str) -> list[float]:
     """The metric at the end of each trial that came there."""
@@ -106,14 +160,34 @@ def scores(records: Sequence[TrialRecord], metric: str, mode: str) -> list[Score
     return sorted(found, key=lambda s: math.inf if math.isnan(s.mean) else sign * s.mean)
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean with its 95% interval by Student's t, which is NaN of fewer than two values."""
+    mean = _mean(values)
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
+    half_width = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half_width, mean + half_width)
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
+    """Of the means, with its 95% interval by Welch; None of fewer than two values."""
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    value = statistics.fmean(ours) - statistics.fmean(theirs)
+    parts = [(statistics.variance(own) / len(own), len(own) - 1) for own in (ours, theirs)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Interval(value, value, value)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    half_width = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return Interval(value, value - half_width, value + half_width)
+
+
 def _score(label: str, records: Sequence[TrialRecord], metric: str) -> Score:
-    reached = ends(records, metric)
-    half_width = math.nan
-    if len(reached) > 1:
-        quantile = float(student_t.ppf(0.975, len(reached) - 1))
-        half_width = quantile * statistics.stdev(reached) / math.sqrt(len(reached))
-    mean = statistics.fmean(reached) if reached else math.nan
-    return Score(label=label, records=records, mean=mean, half_width=half_width)
+    found = mean_interval(ends(records, metric))
+    half_width = found.high - found.value
+    return Score(label=label, records=records, mean=found.value, half_width=half_width)
 
 
 def table(records: Sequence[TrialRecord], metric: str, mode: str) -> list[str]:

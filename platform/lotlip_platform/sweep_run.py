@@ -101,12 +101,17 @@ class TrialRun:
     ) -> None:
         self.trial, self._parent, self._watch = trial, parent, watch
         self._folder = RunFolder(open_store(trial.config.store).at(trial.name))
+        cluster = trial.config.cluster
         self.record = known or TrialRecord(
             name=trial.name,
             point=trial.point,
             seed=trial.seed,
             num_samples=trial.config.train.num_steps * trial.config.train.global_batch,
+            num_cpus=cluster.fewest_and_most[1] * cluster.cpus_per_worker,
+            num_gpus=cluster.fewest_and_most[1] * cluster.gpus_per_worker,
         )
+        self.between_s = 0.0
+        """How long its workers were without work before it; 0 if they were started for it."""
         self._before_s = self.seconds
         self.was_over = self.record.is_over
         self._stack = ExitStack()
@@ -200,7 +205,7 @@ class TrialRun:
         through = is_last and self.was_over
         value = result["metrics"][self._parent.config.metric]["value"]
         shown = {key: result[key] for key in ("samples", "metrics", "seconds")}
-        told = {VALUE: value, "events": [], "error": "", "is_new": False}
+        told = {VALUE: value, "events": [], "error": "", "is_new": False, "between_s": 0.0}
         return {**shown, **told, "through": through, "done": through}
 
     def start(self) -> None:
@@ -230,6 +235,7 @@ class TrialRun:
         if self._listener is None:  # an earlier start's, told again
             return
         self._listener.take(events)
+        self.between_s = result["between_s"]
         for event in events:
             if event["kind"] == "metrics":
                 self._speed |= {

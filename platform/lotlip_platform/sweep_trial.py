@@ -112,7 +112,8 @@ class TrialActor(tune.Trainable):
 
     A result has the `events` of the workers since the last one; the `samples` seen, the `metrics`
     then, and that by which trials are compared as VALUE; whether that `is_new`; the `seconds` of
-    training since this start; whether the trial is `through`, and the `error` that ended it.
+    training since this start; whether the trial is `through`, and the `error` that ended it; and
+    `between_s`, how long its workers were without work before it, 0 if they were started for it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -122,6 +123,7 @@ class TrialActor(tune.Trainable):
         self._running: dict[ray.ObjectRef, int] = {}
         self._began: float | None = None
         """When the workers started to train, while they do."""
+        self._idle_since: float | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -169,7 +171,7 @@ class TrialActor(tune.Trainable):
         self._last: dict[str, Any] = {"samples": 0, "metrics": {}, VALUE: math.nan}
         if self._replay:
             self._last = {name: self._replay[-1][name] for name in self._last}
-        self._spent_s, self._began = 0.0, None
+        self._spent_s, self._began, self._between_s = 0.0, None, 0.0
         if not (self._replay and self._replay[-1]["through"]):
             self._start()
 
@@ -180,6 +182,7 @@ class TrialActor(tune.Trainable):
         self._watched = Workers(ClusterConfig(max_step_s=trial["max_step_s"]))
         try:
             if not self._workers:
+                self._idle_since = None
                 self._workers = [self._worker(rank) for rank in range(self._num_workers)]
             ray.get(self._mailbox.tell_to_stop.remote(False))
             address = ray.get(self._workers[0].address.remote(), timeout=_START_S)
@@ -187,6 +190,8 @@ class TrialActor(tune.Trainable):
         except RayError as error:
             self._fail(str(error))
             return
+        if self._idle_since is not None:
+            self._between_s = time.monotonic() - self._idle_since
         life = f"{time.time_ns():x}"
         arguments = {**trial["arguments"], "mailbox": self._mailbox, "life": life}
         self._running = {
@@ -219,6 +224,8 @@ class TrialActor(tune.Trainable):
         self._take()
         for ref in done:
             self._running.pop(ref)
+            if not self._running:
+                self._idle_since = time.monotonic()
             try:
                 error, seconds = ray.get(ref)
             except RayError as failure:  # a worker died; the others may wait for it for ever
@@ -281,6 +288,7 @@ class TrialActor(tune.Trainable):
             **known,
             "events": self._taken(),
             "seconds": self._seconds,
+            "between_s": self._between_s,
             "is_new": known is not _NOTHING_NEW,
             "through": through,
             "done": through,
@@ -319,6 +327,7 @@ class TrialActor(tune.Trainable):
             waited = ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_S)
             if not waited[1] and not any(error for error, _ in ray.get(waited[0])):
                 self._running = {}
+                self._idle_since = time.monotonic()
                 ray.get(self._mailbox.take.remote())
                 return
         self._kill()

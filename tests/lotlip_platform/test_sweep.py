@@ -184,7 +184,7 @@ def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(
     assert set(ends) == {"stopped", "finished"}
     for record in result.records:
         assert record.samples_seen == (256 if record.status == "finished" else 64)
-    assert result.overhead_s < 2
+    assert 0 < result.between_s < result.overhead_s
     deadline = time.monotonic() + 10
     while left_behind() and time.monotonic() < deadline:
         time.sleep(0.2)

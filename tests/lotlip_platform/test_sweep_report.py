@@ -87,8 +87,8 @@ def test_the_page_holds_all_in_itself_and_failed_trials_with_their_reason() -> N
     assert "step 3: &lt;loss&gt; is nan" in page
     assert "1 of 10 trials were stopped early, which saved 3,000 of 13,000 samples (23%)." in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert page.count("data:image/png;base64,") == 4
-    names = {"heat_map", "with_cost", "front", "short_and_long"}
+    assert page.count("data:image/png;base64,") == 5
+    names = {"heat_map", "with_costs", "bars", "front", "short_and_long"}
     assert {f"figures/{name}.png" for name in names} < files.keys()
     for name in names:
         assert Image.open(io.BytesIO(files[f"figures/{name}.png"])).format == "PNG"

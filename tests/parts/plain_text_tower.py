@@ -17,7 +17,7 @@ from lotlip.model.text_tower import Layer, TextTower
 def plain_text_tower(tower: TextTower, ids_BL: Tensor, *, fused: bool = False) -> Tensor:
     """[CLS] and corner tokens of each text, pooled: [B, 1 + m, D]; `fused` is its attention."""
     m = tower.config.num_corner_tokens
-    mask = additive_mask(ids_BL, m)
+    mask = additive_mask(ids_BL, m if tower.config.corner_mask else 0)
     embeddings = tower.embeddings
     table = torch.cat([embeddings.words.weight, embeddings.corners])
     positions = embeddings.positions.weight[: ids_BL.shape[1]]

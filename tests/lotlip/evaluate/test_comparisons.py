@@ -8,7 +8,7 @@ import math
 import pytest
 from PIL import Image
 
-from lotlip.evaluate.comparisons import heat_map, pareto_front, scatter, with_cost
+from lotlip.evaluate.comparisons import heat_map, pareto_front, scatter, with_costs
 from lotlip.evaluate.retrieval import Interval
 
 SURE, ONE_SEED = Interval(0.5, 0.4, 0.6), Interval(0.7, math.nan, math.nan)
@@ -23,9 +23,10 @@ def test_each_figure_is_drawn_with_and_without_intervals_and_of_nothing() -> Non
     cells = {("0", "1"): SURE, ("0", "all"): ONE_SEED, ("2", "1"): SURE}
     assert min(size(heat_map(cells, **axes))) > 100
     assert min(size(heat_map({}, **axes))) > 100
-    series = {"m=0": [("1", SURE, 900.0), ("all", ONE_SEED, math.nan)], "m=2": [("1", SURE, 800.0)]}
-    assert min(size(with_cost(series, cost="samples/s", **axes))) > 100
-    assert min(size(with_cost({}, cost="samples/s", **axes))) > 100
+    series = {"m=0": [("1", SURE, (900.0, 1.0)), ("all", ONE_SEED, (math.nan, 2.0))]}
+    series["m=2"] = [("1", SURE, (800.0, 1.5))]
+    assert min(size(with_costs(series, costs=["samples/s", "hours"], **axes))) > 100
+    assert min(size(with_costs({}, costs=["samples/s", "hours"], **axes))) > 100
     points = {f"m={number}": (float(number), 1.0 / (1 + number)) for number in range(20)}
     assert min(size(scatter(points, front=True, **axes))) > 100
     assert min(size(scatter({}, front=True, **axes))) > 100

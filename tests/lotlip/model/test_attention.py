@@ -9,9 +9,10 @@ from lotlip.model.attention import _in_blocks, attend
 from lotlip.model.corner_tokens import rule
 from lotlip.model.packing import Group
 
-# Two lengths with corner tokens in a block; a block without a mask; one without a sequence.
+# Two lengths with corner tokens in a block; a block without a mask; one without a sequence; one
+# whose corner tokens are under no rule.
 SHAPES = [(2, 4, 0), (1, 6, 2), (3, 9, 2), (2, 12, 2), (1, 1, 0), (8, 16, 0), (0, 30, 0)]
-GROUPS = [Group(*shape) for shape in SHAPES]
+GROUPS = [*(Group(*shape) for shape in SHAPES), Group(2, 10, 2, masked=False)]
 NUM_ROWS = sum(group.num_texts * group.length for group in GROUPS)
 NUM_READ = sum(group.num_texts * group.num_read for group in GROUPS)
 
@@ -78,7 +79,7 @@ def formula(
             q = query[num_read : num_read + num_queries].double().view(-1, 3, 8)
             k, v = (x[row : row + group.length].double().view(-1, 3, 8) for x in (key, value))
             scores = torch.einsum("qhd,khd->hqk", q, k) / 8**0.5
-            allowed = rule(m, group.length, torch.device("cpu"))[:num_queries]
+            allowed = rule(group.num_under_rule, group.length, torch.device("cpu"))[:num_queries]
             shares = scores.masked_fill(~allowed, -torch.inf).softmax(dim=2)
             seen.append(torch.einsum("hqk,khd->qhd", shares, v).flatten(1))
             row, num_read = row + group.length, num_read + num_queries

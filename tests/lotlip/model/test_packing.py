@@ -28,10 +28,10 @@ def random_ids(m: int, num_texts: int, longest: int, generator: torch.Generator)
     return ids
 
 
-def model_of(m: int) -> LoTLIP:
+def model_of(m: int, *, masked: bool = True) -> LoTLIP:
     torch.manual_seed(m)
     config = dataclasses.replace(
-        PRESETS["tiny"], text=dataclasses.replace(TEXT, num_corner_tokens=m)
+        PRESETS["tiny"], text=dataclasses.replace(TEXT, num_corner_tokens=m, corner_mask=masked)
     )
     model = LoTLIP(config)
     torch.nn.init.normal_(model.text_tower.embeddings.corners, std=0.5)
@@ -44,11 +44,14 @@ def gradients(model: LoTLIP) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("m", [0, 1, 2, 4])
-@pytest.mark.parametrize("seed", range(12))
-def test_features_and_gradients_are_those_of_the_padded_tower(m, seed):
+CASES = [(m, seed, True) for m in (0, 1, 2, 4) for seed in range(12)]
+UNMASKED = [(m, seed, False) for m in (0, 2) for seed in range(4)]
+
+
+@pytest.mark.parametrize(("m", "seed", "masked"), CASES + UNMASKED)
+def test_features_and_gradients_are_those_of_the_padded_tower(m, seed, masked):
     generator = torch.Generator().manual_seed(100 * m + seed)
-    model = model_of(m)
+    model = model_of(m, masked=masked)
     num_images, num_texts = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(2))
     longest = int(torch.randint(m + 3, 60, (), generator=generator))
     ids = random_ids(m, num_images * num_texts, longest, generator)
@@ -60,6 +63,8 @@ def test_features_and_gradients_are_those_of_the_padded_tower(m, seed):
     kept = torch.cat([of_images[:, 0, :1], of_images[:, 1:].flatten(1, 2)], dim=1)
     expected = torch.nn.functional.normalize(kept, dim=-1)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    alone = torch.nn.functional.normalize(pooled[:, 0], dim=-1)
+    torch.testing.assert_close(model.encode_text(ids), alone, atol=1e-5, rtol=0)
 
     weights = torch.randn(got.shape, generator=generator)
     (got * weights).sum().backward()

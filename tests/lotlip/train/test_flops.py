@@ -50,7 +50,7 @@ def test_locked_layers_of_texts_cost_less(m, locked_layers):
 
 
 @pytest.mark.parametrize("short_first", [True, False])
-@pytest.mark.parametrize("m", [0, 2])
+@pytest.mark.parametrize(("m", "masked"), [(0, True), (2, True), (2, False)])
 @pytest.mark.parametrize(
     ("preset", "image"),
     [
@@ -60,12 +60,12 @@ def test_locked_layers_of_texts_cost_less(m, locked_layers):
         ("scenes", {}),
     ],
 )
-def test_the_formula_counts_what_torch_counts(preset, image, m, short_first):
+def test_the_formula_counts_what_torch_counts(preset, image, m, masked, short_first):
     config = PRESETS[preset]
     config = dataclasses.replace(
         config,
         image=dataclasses.replace(config.image, **image),
-        text=dataclasses.replace(config.text, num_corner_tokens=m),
+        text=dataclasses.replace(config.text, num_corner_tokens=m, corner_mask=masked),
     )
     model = LoTLIP(config).train()
     size = config.image.image_size_px
