@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Torch's threads must not spin while they wait, or they slow each other down on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo sweep-demo demo-down test test-all check bench bench-gpu faults clean
+.PHONY: demo sweep-demo demo-down test test-all check bench bench-gpu faults findings clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ bench: $(INSTALLED)       ## ratios against named yardsticks, into docs/benchmar
 
 bench-gpu: $(INSTALLED)   ## texts, loss and training on a GPU, into docs/benchmarks-gpu.md
 	$(BIN)/python tests/benchmarks/gpu.py
+
+findings: $(INSTALLED)    ## what the paper finds, asked in miniature, into docs/findings.md
+	$(BIN)/python tests/findings/run.py
 
 faults: $(INSTALLED)      ## break everything around a run, 200 times, into docs/reliability.md
 	$(BIN)/python tests/faults/run.py --report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lotlip.evaluate.figures import COLOURS, FONT_PT, nothing, plain_axes, png
 from lotlip.evaluate.retrieval import Interval
 
+_LEGEND_WIDTH = 70  # letters
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -24,7 +25,11 @@ def heat_map(
         return nothing(title, "no trial came to its end")
     rows, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
     values = np.full((len(rows), len(columns)), np.nan)
-    figure = Figure(figsize=(2.6 + 1.1 * len(columns), 1.7 + 0.6 * len(rows)), layout="constrained")
+    names = [textwrap.fill(row, 24) for row in rows]
+    beside_in = 0.07 * max(len(line) for name in names for line in name.split("\n"))
+    height_in = sum(max(0.6, 0.16 * (2 + name.count("\n"))) for name in names)
+    size = 2.5 + beside_in + 1.1 * len(columns), 1.7 + height_in
+    figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
     for (row, column), interval in cells.items():
         values[rows.index(row), columns.index(column)] = 100 * interval.value
@@ -35,8 +40,8 @@ def heat_map(
         text = f"{100 * interval.value:.1f}{_spread(interval)}"
         colour = "white" if values[y, x] <= middle else "black"
         panel.text(x, y, text, ha="center", va="center", fontsize=FONT_PT, color=colour)
-    panel.set_xticks(range(len(columns)), labels=columns)
-    panel.set_yticks(range(len(rows)), labels=rows)
+    panel.set_xticks(range(len(columns)), labels=[textwrap.fill(name, 14) for name in columns])
+    panel.set_yticks(range(len(rows)), labels=names)
     panel.set_xlabel(xlabel, fontsize=FONT_PT)
     panel.set_ylabel(ylabel, fontsize=FONT_PT)
     panel.tick_params(labelsize=FONT_PT)
@@ -62,7 +67,7 @@ def with_costs(
     places = list(dict.fromkeys(x for points in series.values() for x, _, _ in points))
     if not places:
         return nothing(title, "no trial came to its end")
-    size = 3.8 * len(costs) + 1, 3.8 + 0.2 * len(series)
+    size = 3.8 * len(costs) + 1, 3.8 + _legend_in(series)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for number, (panel, cost) in enumerate(zip(panels, costs, strict=True)):
@@ -72,7 +77,7 @@ def with_costs(
             _with_bars(panel, at, [share for _, share, _ in points], name, colour, marker)
             paid = [paid_for[number] for _, _, paid_for in points]
             second.plot(at, paid, "--", color=colour, linewidth=1, alpha=0.7)
-        panel.set_xticks(range(len(places)), labels=places)
+        panel.set_xticks(range(len(places)), labels=[textwrap.fill(place, 14) for place in places])
         panel.set_xlabel(xlabel, fontsize=FONT_PT)
         second.set_ylabel(f"{cost} (dashed)", fontsize=FONT_PT)
         second.set_ylim(bottom=0)
@@ -95,7 +100,7 @@ def scatter(
     """A mark for each name at (x, y); with the `front` of those that none beats in both."""
     if not points:
         return nothing(title, "no trial came to its end")
-    figure = Figure(figsize=(5.6, 3.8 + 0.2 * len(points)), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.8 + _legend_in(points)), layout="constrained")
     panel = figure.subplots()
     for (name, (x, y)), (colour, marker) in zip(points.items(), _looks(), strict=False):
         panel.plot([x], [y], marker, color=colour, label=name, markersize=6)
@@ -145,6 +150,12 @@ def _with_bars(
     )
 
 
+def _legend_in(names: Iterable[str]) -> float:
+    """Inches that a legend below needs."""
+    lines = [line for name in names for line in textwrap.wrap(name, _LEGEND_WIDTH) or [""]]
+    return 0.2 * len(lines)
+
+
 def _tidy(panel: Axes) -> None:
     panel.grid(color="#dddddd", linewidth=0.6)
     plain_axes(panel)
@@ -153,7 +164,7 @@ def _tidy(panel: Axes) -> None:
 def _finish(figure: Figure, panel: Axes, title: str) -> None:
     _tidy(panel)
     handles, names = panel.get_legend_handles_labels()
-    names = [textwrap.fill(name, 80) for name in names]
+    names = [textwrap.fill(name, _LEGEND_WIDTH) for name in names]
     figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=FONT_PT)
     figure.suptitle(textwrap.fill(title, 70), fontsize=FONT_PT + 3)
 

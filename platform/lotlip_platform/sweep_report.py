@@ -22,7 +22,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align:
 th { border-bottom: 2px solid #888; } td { border-bottom: 1px solid #ddd; }
 td:first-child, th:first-child { text-align: left; } td { white-space: nowrap; }
 tr.failed td { white-space: normal; } tr.failed td { color: #b00020; }
-figure { margin: 2rem 0; } img { max-width: 100%; } figcaption { color: #666; }
+.wide { overflow-x: auto; } figure { margin: 2rem 0; }
+img { max-width: 100%; } figcaption { color: #666; }
 """
 
 
@@ -138,8 +139,8 @@ def _page(
 compared by {html.escape(metric)} ({mode}).</p>
 <p>{html.escape(words)}</p>
 <p>{html.escape(_savings(records))}</p>
-<table><tr><th>point</th>{columns}<th>trials</th><th>samples/s</th>
-<th>{device(found)} hours a trial</th></tr>{rows}</table>
+<div class="wide"><table><tr><th>point</th>{columns}<th>trials</th><th>samples/s</th>
+<th>{device(found)} hours a trial</th></tr>{rows}</table></div>
 <p class="of">Means over seeds with 95% intervals (Student's t).</p>
 {pictures}
 </body></html>

@@ -19,12 +19,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ray._private.state import state as ray_state
-from ray.util import placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore
-from lotlip.errors import ConfigError
+from lotlip.errors import ClusterError, ConfigError
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
 from lotlip_platform.journal import journals
@@ -206,6 +206,32 @@ def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
     assert runs["tokens"].info.status == "FINISHED"
 
 
+def test_a_budget_ends_the_sweep_and_a_larger_one_has_it_go_on(base: Path, tmp_path: Path) -> None:
+    longer = {"set": {"train": {"num_samples": 1024}}, "max_concurrent": 1}
+    config = sweep_config(base, tmp_path, seeds=[0], budget={"max_samples": 1100}, **longer)
+    first, _ = run(config)
+    assert statuses(first) == ["finished", "running"]
+    assert sum(record.samples_seen for record in first.records) < 2048
+    second, events = run(sweep_config(base, tmp_path, seeds=[0], **longer))
+    assert statuses(second) == ["finished", "finished"]
+    assert [record.samples_seen for record in second.records] == [1024, 1024]
+    trained = {event["trial"].name for event in events if event["kind"] == "metrics"}
+    assert trained == {second.records[1].name}
+
+
+def test_a_sweep_whose_trials_get_no_room_ends_and_tells_so(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lotlip_platform.sweep._STARVED_S", 3.0)
+    taken = placement_group([{"CPU": 2}])
+    ray.get(taken.ready())
+    try:
+        with pytest.raises(ClusterError, match=r"no trial has run for 3 s though 4 wait.* 0 CPUs"):
+            run(sweep_config(base, tmp_path))
+    finally:
+        remove_placement_group(taken)
+
+
 @pytest.mark.slow
 def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
@@ -259,14 +285,26 @@ def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on(base: Path, tmp_path: Path) -> None:
-    killed: list[int] = []
+@pytest.mark.parametrize(
+    ("actor", "signal_number", "note"),
+    [
+        ("TrialWorker", signal.SIGKILL, "the workers failed (The actor died"),
+        ("TrialWorker", signal.SIGSTOP, "gives no sign of life for 20 s): starting them again"),
+        ("TrialActor", signal.SIGKILL, ""),  # Tune has it start anew, and says nothing
+    ],
+)
+def test_a_trial_goes_on_when_one_of_its_processes_dies_or_freezes(
+    base: Path, tmp_path: Path, actor: str, signal_number: int, note: str
+) -> None:
+    hit: list[int] = []
+    events: list[dict[str, Any]] = []
 
-    def kill_once(event: dict[str, Any]) -> None:
-        worker = next((p for p in psutil.process_iter(["name"]) if "TrialWorker" in p.name()), None)
-        if event["kind"] == "progress" and not killed and worker:
-            killed.append(worker.pid)
-            worker.kill()
+    def watch(event: dict[str, Any]) -> None:
+        events.append(event)
+        there = (p for p in psutil.process_iter(["name"]) if actor in p.name())
+        if event["kind"] == "progress" and event["done"] and not hit and (one := next(there, None)):
+            hit.append(one.pid)
+            one.send_signal(signal_number)
 
     config = sweep_config(
         base,
@@ -275,17 +313,13 @@ def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on(base: Path, tmp_pa
         space={"model.text.num_corner_tokens": [2]},
         seeds=[0],
     )
-    events: list[dict[str, Any]] = []
-
-    def watch(event: dict[str, Any]) -> None:
-        events.append(event)
-        kill_once(event)
-
     result = sweep(config, watch)
-    assert killed
+    assert hit
     assert statuses(result) == ["finished"]
-    notes = [event["text"] for event in events if event["kind"] == "note"]
-    assert any("the workers failed" in note and "starting them again" in note for note in notes)
+    assert [r["samples"] for r in result.records[0].results] == list(range(128, 2049, 128))
+    notes = " ".join(event["text"] for event in events if event["kind"] == "note")
+    assert note in notes
+    assert "resuming at step " in notes
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ import csv
 import io
 import math
 import re
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +31,8 @@ def record(m: int, value: float, seed: int, *, sentences: int = 0, **changes: An
         "time_ms": 0,
     }
     point = {"model.text.num_corner_tokens": m, "captions.sentences_per_sub_caption": sentences}
-    values = {"status": "finished", "num_samples": 1000, "results": [result]} | changes
-    return TrialRecord(name=f"m{m}-{sentences}-s{seed}", point=point, seed=seed, **values)
+    values = {"status": "finished", "num_samples": 1000, "results": [result], "point": point}
+    return TrialRecord(name=f"m{m}-{sentences}-s{seed}", seed=seed, **values | changes)
 
 
 def points(*values: list[float]) -> list[TrialRecord]:
@@ -104,3 +107,29 @@ def test_a_sweep_of_which_nothing_came_to_its_end_has_a_report() -> None:
     files = make_report("none", failed, METRIC, "max")
     assert b"No trial came to its end." in files["report.html"]
     assert "seed 0: no" in "\n".join(table(failed, METRIC, "max"))
+
+
+@pytest.mark.browser
+def test_a_browser_without_a_network_shows_all_of_the_page(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    long_name = "a setting of several keys, told at length " * 3
+    arms = [record(0, 0.1, seed, point={"arm": long_name, "optim.lr": 1e-3}) for seed in (0, 1)]
+    more = [record(0, 0.2, seed, point={"arm": "short", "optim.lr": 1e-2}) for seed in (0, 1)]
+    page = make_report("tokens", [*arms, *more], METRIC, "max")["report.html"].decode()
+    tell = """<script>addEventListener("load", () => document.body.setAttribute("data-told",
+        [innerWidth, document.documentElement.scrollWidth,
+         ...Array.from(document.images, image => image.naturalWidth)].join(" ")))</script>"""
+    file = tmp_path / "report.html"
+    file.write_text(page.replace("</head>", f"{tell}</head>"))
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,900"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += ["--dump-dom", file.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    told = re.search(r'data-told="([\d ]+)"', shown)
+    assert told is not None
+    window, needed, *widths = map(int, told[1].split())
+    assert needed <= window
+    assert len(widths) == 5
+    assert min(widths) > 100
