@@ -167,7 +167,7 @@ def make_sample(seed: int, index: int, *, captioners: bool = False) -> Sample:
     short, facts = short_caption(scene, rng)
     long = {CAPTIONER: long_caption(scene, rng)}
     for place, captioner in enumerate(CAPTIONERS if captioners else ()):
-        own_rng = np.random.default_rng([seed, index, place])
+        own_rng = np.random.default_rng([seed, index, 1 + place])
         long[captioner] = machine_caption(scene, captioner, COLOURS, own_rng)
     return Sample(
         key=f"{index:08d}",

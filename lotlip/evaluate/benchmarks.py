@@ -9,9 +9,10 @@ Shape suffixes: N samples, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples
 from lotlip.data.store import Store
 from lotlip.errors import ConfigError, DataError
-from lotlip.evaluate.embed import embed_images, embed_texts
+from lotlip.evaluate.embed import embed_texts, pool_images, project_images
 from lotlip.evaluate.figures import Hit, retrieval_sheet
 from lotlip.evaluate.ranks import retrieval_ranks
 from lotlip.evaluate.retrieval import (
@@ -35,6 +36,7 @@ from lotlip.evaluate.retrieval import (
 from lotlip.evaluate.zero_shot import classifier, zero_shot_report
 from lotlip.images import decode
 from lotlip.model import LoTLIP
+from lotlip.model.image_tower import ImageTower
 
 BENCHMARKS = ("retrieval", "scenes")
 
@@ -48,6 +50,8 @@ class EvalConfig:
     benchmark: Literal["retrieval", "scenes"] = "retrieval"
     """`retrieval` takes any data set with long captions; `scenes` adds what only scenes can be
     asked: zero-shot classes, and short captions that are true of several images."""
+    captioner: str = ""
+    """Whose long captions are retrieved by. Empty: those of the first captioner by name."""
     num_samples: int = 1000
     """The first samples of the data set; 0 takes all. Recall depends on it: compare like with
     like."""
@@ -76,51 +80,132 @@ class Features:
     long_ND: Tensor
 
 
-def read_benchmark(store: Store, manifest: Manifest, num_samples: int) -> list[Sample]:
+def read_benchmark(
+    store: Store, manifest: Manifest, num_samples: int, captioner: str = ""
+) -> list[Sample]:
     """The samples of a benchmark; `num_samples` 0 reads all.
 
-    Raises: DataError if there are fewer than asked for, or one has no long caption.
+    With a `captioner` they have no long caption but that one's. Raises: DataError if there are
+    fewer than asked for, or one has no long caption to retrieve by.
     """
     samples = list(islice(read_samples(store, manifest), num_samples or None))
     if len(samples) < num_samples:
         raise DataError(
             f"{store.uri} has {len(samples)} samples, eval.num_samples={num_samples} were asked for"
         )
-    for sample in samples:
-        if not sample.long:
-            raise DataError(f"{store.uri}: sample {sample.key} has no long caption to retrieve by")
-    return samples
+    return [_of_captioner(sample, captioner, store.uri) for sample in samples]
 
 
-def run_benchmark(
-    name: str, model: LoTLIP, samples: Sequence[Sample], *, official_text: bool = False
-) -> tuple[Report, Features]:
-    """Meet a benchmark. In a process group, all workers call it and all get the answer.
+def _of_captioner(sample: Sample, captioner: str, uri: str) -> Sample:
+    long = {name: text for name, text in sample.long.items() if captioner in ("", name)}
+    if not long:
+        by = f" by eval.captioner={captioner}" if captioner else ""
+        raise DataError(f"{uri}: sample {sample.key} has no long caption{by} to retrieve by")
+    return replace(sample, long=long)
 
-    `official_text` reads captions as the authors' benchmarks do, decimals and abbreviations cut
-    at their full stops: for figures to be compared with theirs.
 
-    Raises: ConfigError for an unknown name, DataError for samples that don't fit it.
+class Benchmark:
+    """A benchmark that a model meets again and again while it learns.
+
+    What a locked image tower makes of the images is kept, as are the images that a caption is true
+    of.
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(f"there is no benchmark {name}: choose from {', '.join(BENCHMARKS)}")
-    long = [long_caption(sample) for sample in samples]
-    features = Features(
-        image_ND=embed_images(model, [s.image for s in samples], [s.key for s in samples]),
-        short_ND=embed_texts(model, [s.short for s in samples], official=official_text),
-        long_ND=embed_texts(model, long, official=official_text),
-    )
-    metrics = _prefixed("long", _caption_retrieval(features.image_ND, features.long_ND, long))
-    headless = [_without_first_sentence(caption) for caption in long]
-    headless_ND = embed_texts(model, headless, official=official_text)
-    found = _caption_retrieval(features.image_ND, headless_ND, headless)
-    metrics |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
-    if name == "scenes":
-        metrics |= _scene_metrics(model, samples, features)
-    else:
-        short = _caption_retrieval(features.image_ND, features.short_ND, [s.short for s in samples])
-        metrics |= _prefixed("short", short)
-    return Report(benchmark=name, num_samples=len(samples), metrics=metrics), features
+
+    def __init__(self, name: str, samples: Sequence[Sample]) -> None:
+        """Raises: ConfigError for an unknown name."""
+        if name not in BENCHMARKS:
+            raise ConfigError(f"there is no benchmark {name}: choose from {', '.join(BENCHMARKS)}")
+        self.name, self.samples = name, samples
+        self._long = [long_caption(sample) for sample in samples]
+        self._pooled: tuple[ImageTower, Tensor] | None = None
+
+    def meet(self, model: LoTLIP, *, official_text: bool = False) -> tuple[Report, Features]:
+        """In a process group, all workers call it and all get the answer.
+
+        `official_text` reads captions as the authors' benchmarks do, decimals and abbreviations
+        cut at their full stops: for figures to be compared with theirs.
+
+        Raises: DataError for samples that don't fit the benchmark.
+        """
+        shorts = [sample.short for sample in self.samples]
+        headless = [_without_first_sentence(caption) for caption in self._long]
+
+        def encode(texts: Sequence[str]) -> Tensor:
+            return embed_texts(model, texts, official=official_text)
+
+        features = Features(
+            image_ND=project_images(model, self._pooled_by(model)),
+            short_ND=encode(shorts),
+            long_ND=encode(self._long),
+        )
+        images_ND = features.image_ND
+        metrics = _prefixed("long", _caption_retrieval(images_ND, features.long_ND, self._long))
+        found = _caption_retrieval(images_ND, encode(headless), headless)
+        metrics |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
+        if self.name == "scenes":
+            metrics |= self._scene_metrics(model, features)
+        else:
+            short = _caption_retrieval(images_ND, features.short_ND, shorts)
+            metrics |= _prefixed("short", short)
+        return Report(benchmark=self.name, num_samples=len(shorts), metrics=metrics), features
+
+    def _pooled_by(self, model: LoTLIP) -> Tensor:
+        tower = model.image_tower
+        if self._pooled is not None and self._pooled[0] is tower:
+            return self._pooled[1]
+        encoded = [sample.image for sample in self.samples]
+        pooled_ND = pool_images(model, encoded, [sample.key for sample in self.samples])
+        if model.image_tower_is_locked:
+            self._pooled = tower, pooled_ND
+        return pooled_ND
+
+    def _scene_metrics(self, model: LoTLIP, features: Features) -> dict[str, Interval]:
+        def encode(texts: Sequence[str]) -> Tensor:
+            return embed_texts(model, texts)
+
+        metrics = _prefixed("short", self._fact_retrieval(features))
+        tasks: list[tuple[str, Sequence[str], Callable[[scenes.Scene], int]]] = [
+            ("class", scenes.CLASSES, lambda scene: scenes.CLASSES.index(scene.kind)),
+            ("colour_class", scenes.label_classes(), scenes.label_index),
+        ]
+        for task, phrases, label in tasks:
+            prompts = [scenes.class_prompts(phrase) for phrase in phrases]
+            labels_N = torch.tensor([label(scene) for scene in self._pictured])
+            report = zero_shot_report(features.image_ND, classifier(encode, prompts), labels_N)
+            metrics |= _prefixed(f"{task}_zero_shot", report)
+        return metrics
+
+    def _fact_retrieval(self, features: Features) -> dict[str, Interval]:
+        """Short captions find any scene they are true of; those that state nothing take no part."""
+        telling, true_TN = self._true
+        text_TD = features.short_ND[telling]
+        to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_TN[a:b])
+        told = true_TN.any(dim=0)
+        images_ND = features.image_ND[told]
+        to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_TN.T[told][a:b])
+        report = {f"image_to_text_r{k}": recall_at(to_text, k) for k in RECALL_AT}
+        return report | {f"text_to_image_r{k}": recall_at(to_image, k) for k in RECALL_AT}
+
+    @cached_property
+    def _pictured(self) -> list[scenes.Scene]:
+        return [scenes.Scene.from_json(self._extra(sample, "scene")) for sample in self.samples]
+
+    @cached_property
+    def _true(self) -> tuple[list[int], Tensor]:
+        """Which short captions state something, and of which scenes each of them is true."""
+        facts = [self._extra(sample, "facts") for sample in self.samples]
+        telling = [index for index, stated in enumerate(facts) if stated]
+        rows = [[scenes.is_true_of(facts[i], scene) for scene in self._pictured] for i in telling]
+        return telling, torch.tensor(rows)
+
+    @staticmethod
+    def _extra(sample: Sample, name: str) -> Any:
+        if name not in sample.extra:
+            raise DataError(
+                f"the benchmark scenes needs samples of lotlip data scenes, sample {sample.key} "
+                f"has no {name!r}"
+            )
+        return sample.extra[name]
 
 
 def long_caption(sample: Sample) -> str:
@@ -155,49 +240,6 @@ def _caption_retrieval(
     """One caption an image; a caption that several images share is right for each of them."""
     labels_N = _same(captions)
     return retrieval_report(image_ND, text_ND, image_labels_N=labels_N, text_labels_T=labels_N)
-
-
-def _scene_metrics(
-    model: LoTLIP, samples: Sequence[Sample], features: Features
-) -> dict[str, Interval]:
-    try:
-        pictured = [scenes.Scene.from_json(sample.extra["scene"]) for sample in samples]
-        facts = [sample.extra["facts"] for sample in samples]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"the benchmark scenes needs samples of lotlip data scenes, these have no {error}"
-        ) from error
-
-    def encode(texts: Sequence[str]) -> Tensor:
-        return embed_texts(model, texts)
-
-    metrics = _prefixed("short", _fact_retrieval(features, facts, pictured))
-    tasks: list[tuple[str, Sequence[str], Callable[[scenes.Scene], int]]] = [
-        ("class", scenes.CLASSES, lambda scene: scenes.CLASSES.index(scene.kind)),
-        ("colour_class", scenes.label_classes(), scenes.label_index),
-    ]
-    for task, phrases, label in tasks:
-        prompts = [scenes.class_prompts(phrase) for phrase in phrases]
-        labels_N = torch.tensor([label(scene) for scene in pictured])
-        report = zero_shot_report(features.image_ND, classifier(encode, prompts), labels_N)
-        metrics |= _prefixed(f"{task}_zero_shot", report)
-    return metrics
-
-
-def _fact_retrieval(
-    features: Features, facts: Sequence[dict], pictured: Sequence[scenes.Scene]
-) -> dict[str, Interval]:
-    """Short captions find any scene they are true of; those that state nothing take no part."""
-    telling = [index for index, stated in enumerate(facts) if stated]
-    true_TN = torch.tensor(
-        [[scenes.is_true_of(facts[index], scene) for scene in pictured] for index in telling]
-    )
-    text_TD = features.short_ND[telling]
-    to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_TN[a:b])
-    told = true_TN.any(dim=0)
-    to_text = retrieval_ranks(features.image_ND[told], text_TD, lambda a, b: true_TN.T[told][a:b])
-    report = {f"image_to_text_r{k}": recall_at(to_text, k) for k in RECALL_AT}
-    return report | {f"text_to_image_r{k}": recall_at(to_image, k) for k in RECALL_AT}
 
 
 def _same(captions: Sequence[str]) -> Tensor:

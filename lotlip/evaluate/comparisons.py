@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,12 +20,17 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def heat_map(
-    cells: Mapping[tuple[str, str], Interval], *, xlabel: str, ylabel: str, title: str
+    cells: Mapping[tuple[str, str], Interval],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    title: str,
 ) -> bytes:
     """A share for each (row, column), in per cent, with half the width of its interval."""
     if not cells:
         return nothing(title, "no trial came to its end")
-    rows, columns = (list(dict.fromkeys(key[axis] for key in cells)) for axis in (0, 1))
     values = np.full((len(rows), len(columns)), np.nan)
     names = [textwrap.fill(row, 24) for row in rows]
     beside_in = 0.07 * max(len(line) for name in names for line in name.split("\n"))
@@ -54,6 +61,7 @@ def heat_map(
 def with_costs(
     series: Mapping[str, Sequence[tuple[str, Interval, Sequence[float]]]],
     *,
+    places: Sequence[str],
     xlabel: str,
     ylabel: str,
     costs: Sequence[str],
@@ -62,9 +70,9 @@ def with_costs(
     """What is reached at each x, with intervals; for each cost again, with it on a second axis.
 
     Args:
-        series: by name, (x, share, costs) from left to right; all have the same places.
+        series: by name, (x, share, costs) from left to right.
+        places: all x, from left to right.
     """
-    places = list(dict.fromkeys(x for points in series.values() for x, _, _ in points))
     if not places:
         return nothing(title, "no trial came to its end")
     size = 3.8 * len(costs) + 1, 3.8 + _legend_in(series)
@@ -95,9 +103,11 @@ def scatter(
     xlabel: str,
     ylabel: str,
     title: str,
-    front: bool = False,
+    front: Literal["", "max", "min"] = "",
 ) -> bytes:
-    """A mark for each name at (x, y); with the `front` of those that none beats in both."""
+    """A mark for each name at (x, y), where both are known; with the `front` of those that none
+    beats in both, by more of x and more ("max") or less ("min") of y."""
+    points = {name: at for name, at in points.items() if all(map(math.isfinite, at))}
     if not points:
         return nothing(title, "no trial came to its end")
     figure = Figure(figsize=(5.6, 3.8 + _legend_in(points)), layout="constrained")
@@ -105,7 +115,8 @@ def scatter(
     for (name, (x, y)), (colour, marker) in zip(points.items(), _looks(), strict=False):
         panel.plot([x], [y], marker, color=colour, label=name, markersize=6)
     if front:
-        best = pareto_front(list(points.values()))
+        sign = 1 if front == "max" else -1
+        best = [(x, sign * y) for x, y in pareto_front([(x, sign * y) for x, y in points.values()])]
         panel.plot(*zip(*best, strict=True), "-", color="#888888", linewidth=1, zorder=0)
     panel.set_xlabel(xlabel, fontsize=FONT_PT)
     panel.set_ylabel(ylabel, fontsize=FONT_PT)

@@ -32,7 +32,21 @@ def best_device() -> torch.device:
 def embed_images(
     model: LoTLIP, encoded: Sequence[bytes], keys: Sequence[str] | None = None
 ) -> Tensor:
-    """Features of encoded images, [N, D] in their order, on the CPU.
+    """Features of encoded images, [N, D] in their order, on the CPU. Raises: as `pool_images`."""
+    return project_images(model, pool_images(model, encoded, keys))
+
+
+@torch.no_grad()
+def project_images(model: LoTLIP, pooled_ND: Tensor) -> Tensor:
+    """Features of images, [N, D], of what `pool_images` made of them."""
+    return model.project_image(pooled_ND.to(_device(model))).cpu()
+
+
+@torch.no_grad()
+def pool_images(
+    model: LoTLIP, encoded: Sequence[bytes], keys: Sequence[str] | None = None
+) -> Tensor:
+    """What the image tower makes of encoded images, [N, its width] in their order, on the CPU.
 
     Raises: DataError that names the key (without `keys` the position) of one that doesn't decode.
     """
@@ -46,9 +60,10 @@ def embed_images(
 
     def embed(batch: Sequence[int]) -> Tensor:
         pixels = np.stack([pixels_of(place) for place in batch])
-        return model.encode_image(normalise(torch.from_numpy(pixels).to(_device(model))))
+        return model.image_tower(normalise(torch.from_numpy(pixels).to(_device(model))))
 
-    return _shared(model, range(len(encoded)), embed, _IMAGES_AT_ONCE)
+    width = model.config.image.width
+    return _shared(model, range(len(encoded)), embed, _IMAGES_AT_ONCE, width)
 
 
 @torch.no_grad()
@@ -69,7 +84,8 @@ def embed_texts(model: LoTLIP, texts: Sequence[str], *, official: bool = False) 
         ids = torch.from_numpy(tokenizer(batch, official=official))
         return model.encode_text(ids.to(_device(model)))
 
-    features_ND = _shared(model, [texts[index] for index in by_length], embed, _TEXTS_AT_ONCE)
+    in_order = [texts[index] for index in by_length]
+    features_ND = _shared(model, in_order, embed, _TEXTS_AT_ONCE, model.config.embed_dim)
     restored_ND = torch.empty_like(features_ND)
     restored_ND[by_length] = features_ND
     return restored_ND
@@ -80,9 +96,13 @@ def _device(model: LoTLIP) -> torch.device:
 
 
 def _shared(
-    model: LoTLIP, items: Sequence[T], embed: Callable[[Sequence[T]], Tensor], at_once: int
+    model: LoTLIP,
+    items: Sequence[T],
+    embed: Callable[[Sequence[T]], Tensor],
+    at_once: int,
+    width: int,
 ) -> Tensor:
-    """Every worker embeds a share of the batches; all get all features."""
+    """Every worker embeds a share of the batches; all get all features: [N, width]."""
     was_training = model.training
     model.eval()
     batches = list(_batches(items, at_once))
@@ -90,7 +110,7 @@ def _shared(
     model.train(was_training)
     shares = distributed.gather_objects(mine)
     features = [shares[index % _world()][index // _world()] for index in range(len(batches))]
-    return torch.cat(features) if features else torch.empty(0, model.config.embed_dim)
+    return torch.cat(features) if features else torch.empty(0, width)
 
 
 def _world() -> int:

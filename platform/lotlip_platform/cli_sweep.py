@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +20,7 @@ def add_verbs(verbs: Any) -> None:
         nargs="*",
         default=[],
         metavar="key=value",
-        help="e.g. seeds=[0,1,2]; behind report the name or address of a sweep",
+        help="e.g. seeds=[0,1,2]; behind report a sweep's config, name or address",
     )
     sweep.add_argument("--json", action="store_true", help="print all results as JSON")
     sweep.set_defaults(run=_sweep)
@@ -48,19 +47,18 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     print("\n".join(table(result.records, config.metric, config.mode)))
     print(f"\n{result.folder}/report/report.html")
-    warm = "" if math.isnan(result.between_s) else f"{result.between_s:.2f} s on warm workers, "
-    print(f"a trial took {warm}{result.overhead_s:.1f} s with starting them beyond its training")
+    if result.overhead_s is not None:
+        warm = f"{result.between_s:.2f} s on warm workers, " if result.between_s else ""
+        print(f"beyond its training a trial took {warm}{result.overhead_s:.1f} s in all")
     if result.run_id:
         print(f"MLflow run {result.run_id} at {result.tracking_uri}")
 
 
-def _report(names: list[str]) -> None:
+def _report(arguments: list[str]) -> None:
     from lotlip.errors import ConfigError
-    from lotlip_platform.local_services import home
-    from lotlip_platform.storage import open_store
-    from lotlip_platform.sweep import report
+    from lotlip_platform.sweep import find_sweep, report
 
-    if len(names) != 1:
-        raise ConfigError("give the name or the address of one sweep: lotlip sweep report NAME")
-    (name,) = names
-    print(report(open_store(name if "/" in name else f"{home()}/sweeps/{name}")))
+    if not arguments:
+        raise ConfigError("give a sweep's config, name or address: lotlip sweep report sweep/arms")
+    name, *overrides = arguments
+    print(report(find_sweep(name, overrides)))

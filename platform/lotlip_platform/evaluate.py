@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import ConfigError
-from lotlip.evaluate.benchmarks import BENCHMARKS, Report, read_benchmark, run_benchmark
+from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, Report, read_benchmark
 from lotlip.evaluate.embed import best_device
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model import LoTLIP
@@ -20,7 +20,7 @@ def evaluate(
     """Put a model to benchmarks.
 
     `model` is any name that `registry.fetch` takes; `benches` maps benchmarks to data sets;
-    `num_samples` 0 takes all samples; `official_text` is that of `run_benchmark`.
+    `num_samples` 0 takes all samples; `official_text` is that of `Benchmark.meet`.
 
     Raises: LotlipError.
     """
@@ -42,7 +42,7 @@ def evaluate_on(
     """Put a loaded model to one benchmark."""
     store = open_store(uri)
     samples = read_benchmark(store, read_manifest(store), num_samples)
-    return run_benchmark(benchmark, model, samples, official_text=official_text)[0]
+    return Benchmark(benchmark, samples).meet(model, official_text=official_text)[0]
 
 
 def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] = ()) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lotlip.configuration import to_dict
+from lotlip.configuration import from_dict, to_dict
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.tokenizer import Tokenizer
@@ -68,7 +68,8 @@ class RunFolder:
             return
         may_change = _MAY_CHANGE - {fixed}
         now = _claimed(config, data_digest)
-        key = _first_difference(self._read_json(_CONFIG), now, may_change)
+        earlier = _with_new_keys(self._read_json(_CONFIG), config)
+        key = _first_difference(earlier, now, may_change)
         if key:
             raise ConfigError(
                 f"{self.uri} holds a run with another {key}: give this one another name=..., or "
@@ -217,6 +218,16 @@ def _part(of: str, step: int) -> str:
 
 def _claimed(config: Any, data_digest: str) -> dict[str, Any]:
     return {**to_dict(config), "data_digest": data_digest}
+
+
+def _with_new_keys(earlier: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+    """What was claimed before, keys that there weren't then at their defaults."""
+    values = dict(earlier)
+    digest = values.pop("data_digest", "")
+    try:
+        return _claimed(from_dict(type(config), values), digest)
+    except ConfigError:  # some key has gone since: the difference will tell
+        return earlier
 
 
 def _first_difference(

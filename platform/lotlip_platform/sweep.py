@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,10 +27,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from lotlip.configuration import to_dict
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, DataError, LotlipError
+from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import ClusterConfig, check_resources, connected
-from lotlip_platform.config import dump_config
+from lotlip_platform.config import dump_config, load_config, shipped_configs
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.local_services import home
@@ -38,7 +39,8 @@ from lotlip_platform.preemption import StopRequest, stop_signals
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 from lotlip_platform.sweep_config import SweepConfig, trials
-from lotlip_platform.sweep_ledger import Ledger, TrialRecord, scores
+from lotlip_platform.sweep_figures import Mode
+from lotlip_platform.sweep_ledger import Ledger, TrialRecord, best_of, scores
 from lotlip_platform.sweep_report import make_report
 from lotlip_platform.sweep_run import Parent, Preparation, TrialRun
 from lotlip_platform.sweep_trial import VALUE, TrialActor
@@ -64,10 +66,11 @@ class SweepResult:
     run_id: str
     """The sweep's MLflow run; empty if the server has not answered yet."""
     records: Sequence[TrialRecord]
-    overhead_s: float
-    """Of a trial of this start: seconds beyond its training, starting the workers included."""
-    between_s: float
-    """That warm workers were without work between two trials, on average; NaN if none were."""
+    overhead_s: float | None
+    """Of a trial of this start: seconds beyond its training, starting the workers included; None
+    if nothing was left to train."""
+    between_s: float | None
+    """That warm workers were without work between two trials, on average; None if none were."""
 
 
 def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
@@ -76,7 +79,7 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     Raises: LotlipError, before anything is written for what is wrong with the config or the data;
     KeyboardInterrupt when it was stopped, once the trials have saved.
     """
-    folder = RunFolder(open_store(config.store or str(home() / "sweeps")).at(config.name))
+    folder = RunFolder(_store(config))
     uri = tracking.tracking_uri(config.tracking.uri)
     wanted = trials(config, folder.store.at("trials").uri)[: config.budget.max_trials or None]
     ledger = Ledger(folder.store)
@@ -86,12 +89,13 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     with connected():
         for cluster in {trial.config.cluster for trial in wanted}:
             check_resources(cluster)
-        with owned(folder) as owner:
-            parent = Parent(config, folder, uri, owner, ledger)
+        with owned(folder) as owner, ThreadPoolExecutor(max_workers=1) as beside:
+            parent = Parent(config, folder, uri, owner, ledger, beside)
             runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
             for run in runs:
                 run.check(preparation)
-            folder.store.write(_CONFIG, json.dumps(to_dict(config), indent=1).encode())
+            kept = {**to_dict(config), "trials": [trial.name for trial in wanted]}
+            folder.store.write(_CONFIG, json.dumps(kept, indent=1).encode())
             with _tracked(config, uri, folder, watch) as tracked, stop_signals() as request:
                 for run in runs:
                     run.prepare(preparation)
@@ -110,7 +114,7 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
         run_id=folder.read_tracked().get("run_id", ""),
         records=[run.record for run in runs],
         overhead_s=follower.overhead_s,
-        between_s=statistics.fmean(between) if between else math.nan,
+        between_s=statistics.fmean(between) if between else None,
     )
 
 
@@ -149,7 +153,7 @@ class _Follower(tune.Callback):
         self._config, self._owner, self._tracked, self._request = config, owner, tracked, request
         self._runs = {run.trial.name: run for run in runs}
         self._began = self._moved = time.monotonic()
-        self.overhead_s = 0.0
+        self.overhead_s: float | None = None
         self._trouble: LotlipError | None = None
         """What ends the sweep. Tune would make a traceback of what its callbacks raise."""
 
@@ -192,6 +196,8 @@ class _Follower(tune.Callback):
         finally:
             for run in runs:
                 run.end("running")  # those that are not through
+            for run in runs:
+                run.settle()
             shutil.rmtree(storage / name, ignore_errors=True)
         if self._trouble is not None:
             raise self._trouble
@@ -302,15 +308,36 @@ def _most_at_a_time(asked: ClusterConfig) -> int:
     return max(1, int(min(fitting)))
 
 
+def find_sweep(name: str, overrides: Sequence[str] = ()) -> Store:
+    """Where a sweep lies: by its address, by its config, or by its name in the lotlip home.
+
+    Raises: ConfigError.
+    """
+    if "://" in name or Path(name, _CONFIG).is_file():
+        return open_store(name)
+    at_home = open_store(str(home() / "sweeps")).at(name)
+    if at_home.exists(_CONFIG):
+        return at_home
+    for config in (name, f"sweep/{name}"):
+        if config in shipped_configs() or Path(config).is_file():
+            return _store(load_config(SweepConfig, config, overrides))
+    raise ConfigError(f"there is no sweep {name}: give its config, or its address")
+
+
+def _store(config: SweepConfig) -> Store:
+    return open_store(config.store or str(home() / "sweeps")).at(config.name)
+
+
 def report(folder: Store) -> str:
     """Write the report of the sweep that lies there, as far as it has come; its address.
 
     Raises: DataError if there is none.
     """
     if not folder.exists(_CONFIG):
-        raise DataError(f"{folder.uri} holds no sweep")
+        raise DataError(f"{folder.uri} holds no sweep: was it started?")
     kept = json.loads(folder.read(_CONFIG))
-    records = list(Ledger(folder).read().values())
+    known = Ledger(folder).read()
+    records = [known[name] for name in kept["trials"] if name in known]
     _write_report(folder, kept["name"], records, kept["metric"], kept["mode"])
     return f"{folder.uri}/report/report.html"
 
@@ -322,8 +349,8 @@ def _summarise(
     records = [run.record for run in runs]
     ends = Counter(record.status for record in records)
     values = {f"sweep/{end}": float(ends[end]) for end in ("finished", "stopped", "failed")}
-    best = scores(records, config.metric, config.mode)[0]
-    if not math.isnan(best.mean):
+    best = best_of(scores(records, config.metric, config.mode))
+    if best is not None:
         values[f"sweep/best_{config.metric}"] = best.mean
         tracked.tag({"best": best.label})
     tracked.log_metrics(values, step=0)
@@ -333,7 +360,7 @@ def _summarise(
 
 
 def _write_report(
-    folder: Store, name: str, records: Sequence[TrialRecord], metric: str, mode: str
+    folder: Store, name: str, records: Sequence[TrialRecord], metric: str, mode: Mode
 ) -> dict[str, bytes]:
     files = make_report(name, records, metric, mode)
     for file, content in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lotlip.evaluate.comparisons import heat_map, scatter, with_costs
 from lotlip.evaluate.figures import arms_chart
@@ -13,10 +13,11 @@ from lotlip_platform.sweep_config import ARM, label
 from lotlip_platform.sweep_ledger import Score, device
 
 SHORT, LONG = "short_text_to_image_r1", "long_text_to_image_r1"
+Mode = Literal["max", "min"]
 _SENTENCES = "captions.sentences_per_sub_caption"
 
 
-def figures(found: Sequence[Score], metric: str) -> dict[str, tuple[bytes, str]]:
+def figures(found: Sequence[Score], metric: str, mode: Mode) -> dict[str, tuple[bytes, str]]:
     """By name, each as a PNG with what it shows."""
     ended = [score for score in found if not math.isnan(score.mean)]
     keys = _searched(found)
@@ -43,7 +44,7 @@ def figures(found: Sequence[Score], metric: str) -> dict[str, tuple[bytes, str]]
             xlabel="samples/s",
             ylabel=f"{metric}, %",
             title="What is reached against throughput",
-            front=True,
+            front=mode,
         ),
         "None is both faster and better than those on the line.",
     )
@@ -85,12 +86,13 @@ def _heat_map(ended: Sequence[Score], down: str, across: str, metric: str) -> by
     like = points[id(ended[0])] if ended else {}
     rest = {key: value for key, value in like.items() if key not in (down, across)}
     shown = [s for s in ended if all(points[id(s)].get(key) == v for key, v in rest.items())]
-    shown = sorted(shown, key=lambda s: [_order(key, points[id(s)]) for key in (down, across)])
     cells = {
         (_told(down, points[id(s)]), _told(across, points[id(s)])): s.interval_of(metric)
         for s in shown
     }
-    return heat_map(cells, xlabel=across, ylabel=down, title=f"{metric}, %")
+    rows, columns = (_places(key, shown) for key in (down, across))
+    title = f"{metric}, %"
+    return heat_map(cells, rows=rows, columns=columns, xlabel=across, ylabel=down, title=title)
 
 
 def _with_costs(ended: Sequence[Score], along: str, metric: str) -> bytes:
@@ -102,11 +104,18 @@ def _with_costs(ended: Sequence[Score], along: str, metric: str) -> bytes:
         series.setdefault(name, []).append((_told(along, point), score.interval_of(metric), costs))
     return with_costs(
         dict(sorted(series.items())),
+        places=_places(along, ended),
         xlabel=along,
         ylabel=metric,
         costs=["samples/s", "text tokens a sample", f"{device(ended)} hours a trial"],
         title=f"{metric} against {along.rpartition('.')[2]}",
     )
+
+
+def _places(key: str, of: Sequence[Score]) -> list[str]:
+    """Its values, in their order."""
+    points = sorted((score.records[0].point for score in of), key=lambda p: _order(key, p))
+    return list(dict.fromkeys(_told(key, point) for point in points))
 
 
 def _told(key: str, point: Mapping[str, Any]) -> str:

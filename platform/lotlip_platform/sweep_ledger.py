@@ -45,7 +45,7 @@ class TrialRecord:
     num_gpus: float = 0.0
     """That its workers hold."""
     results: list[dict[str, Any]] = field(default_factory=list)
-    """`samples` seen, `metrics` with their intervals, `speed`: what was logged of training last,
+    """`samples` seen, `metrics` with their intervals, `speed`: samples and tokens a second so far,
     and `seconds` that the trial had taken, over all its starts."""
 
     @property
@@ -101,6 +101,11 @@ class Score:
     """Of the mean's 95% interval, by Student's t over the seeds; NaN of fewer than two."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all its trials came to their end: those that did might be the lucky ones."""
+        return all(record.status == "finished" for record in self.records)
+
+    @property
     def measured(self) -> list[str]:
         """Metrics that are known of all trials that came to their end."""
         known = [result["metrics"] for result in self._last]
@@ -113,7 +118,7 @@ class Score:
 
     @property
     def samples_per_s(self) -> float:
-        """In training, as it was logged last; NaN if it isn't known."""
+        """In training, between evaluations; NaN if it isn't known."""
         return self._mean_speed("train/samples_per_s")
 
     @property
@@ -145,9 +150,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def ends(records: Sequence[TrialRecord], metric: str) -> list[float]:
-    """The metric at the end of each trial that came there."""
-    finished = [record for record in records if record.status == "finished"]
-    return [record.results[-1]["metrics"][metric]["value"] for record in finished]
+    """The metric at the end of each trial that came there, if it was measured."""
+    last = [r.results[-1]["metrics"] for r in records if r.status == "finished"]
+    return [metrics[metric]["value"] for metrics in last if metric in metrics]
 
 
 def scores(records: Sequence[TrialRecord], metric: str, mode: str) -> list[Score]:
@@ -170,8 +175,10 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half_width, mean + half_width)
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
-    """Of the means, with its 95% interval by Welch; None of fewer than two values."""
+def difference(
+    ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95
+) -> Interval | None:
+    """Of the means, with its interval by Welch; None of fewer than two values."""
     if min(len(ours), len(theirs)) < 2:
         return None
     value = statistics.fmean(ours) - statistics.fmean(theirs)
@@ -180,8 +187,13 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | Non
     if variance == 0:
         return Interval(value, value, value)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    half_width = float(student_t.ppf(0.975, freedom)) * math.sqrt(variance)
+    half_width = float(student_t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
     return Interval(value, value - half_width, value + half_width)
+
+
+def best_of(found: Sequence[Score]) -> Score | None:
+    """The first of which all trials came to their end."""
+    return next((score for score in found if score.is_whole and not math.isnan(score.mean)), None)
 
 
 def _score(label: str, records: Sequence[TrialRecord], metric: str) -> Score:

@@ -11,8 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lotlip.evaluate.retrieval import Interval
-from lotlip_platform.sweep_figures import LONG, SHORT, figures
-from lotlip_platform.sweep_ledger import Score, TrialRecord, device, difference, ends, scores
+from lotlip_platform.sweep_figures import LONG, SHORT, Mode, figures
+from lotlip_platform.sweep_ledger import (
+    Score,
+    TrialRecord,
+    best_of,
+    device,
+    difference,
+    ends,
+    scores,
+)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -28,31 +36,43 @@ img { max-width: 100%; } figcaption { color: #666; }
 
 
 def make_report(
-    name: str, records: Sequence[TrialRecord], metric: str, mode: str
+    name: str, records: Sequence[TrialRecord], metric: str, mode: Mode
 ) -> dict[str, bytes]:
     """The report's files by name; `report.html` holds all figures in itself."""
     records = sorted(records, key=lambda record: record.name)
     found = scores(records, metric, mode)
-    shown = figures(found, metric)
+    shown = figures(found, metric, mode)
     files = {f"figures/{key}.png": content for key, (content, _) in shown.items()}
     page = _page(name, found, metric, mode, shown)
     return {"report.html": page.encode(), "trials.csv": _csv(records).encode(), **files}
 
 
 def in_words(found: Sequence[Score], metric: str, mode: str) -> list[str]:
-    """What can be said of the points, no more than their intervals support."""
-    ended = [score for score in found if not math.isnan(score.mean)]
-    if not ended:
-        return ["No trial came to its end."]
-    best = ended[0]
-    lines = [
-        f"Best is {best.label}: {_percent(best.interval_of(metric))} {metric}, over {_seeds(best)}."
-    ]
-    if len(ends(best.records, metric)) < 2:
-        return [*lines, "With one seed nothing can be said of how sure that is: give it more."]
+    """What can be said of the points, no more than their intervals support.
+
+    The best is found among all, so the intervals of the differences hold for all pairs together.
+    """
+    best = best_of(found)
+    if best is None:
+        return ["No point has come to its end with all its seeds.", *_left_out(found)]
+    reached = _percent(best.interval_of(metric))
+    lines = [f"Best is {best.label}: {reached} {metric}, over {_seeds(best)}."]
+    whole = [score for score in found if score.is_whole]
+    if len(best.records) < 2 and len(whole) > 1:
+        lines.append("With one seed nothing can be said of how sure that is: give it more.")
+    elif len(whole) > 1:
+        lines += _compared(best, whole, metric, mode)
+    return [*lines, *_left_out(found)]
+
+
+def _compared(best: Score, whole: Sequence[Score], metric: str, mode: str) -> list[str]:
+    num_pairs = len(whole) * (len(whole) - 1) // 2
     behind, undecided = [], []
-    for other in ended[1:]:
-        told = difference(ends(best.records, metric), ends(other.records, metric))
+    for other in whole:
+        if other is best:
+            continue
+        values = ends(best.records, metric), ends(other.records, metric)
+        told = difference(*values, confidence=1 - 0.05 / num_pairs)
         if told is None:
             undecided.append(f"{other.label} (one seed)")
             continue
@@ -61,11 +81,25 @@ def in_words(found: Sequence[Score], metric: str, mode: str) -> list[str]:
         text = f"{other.label} by {100 * abs(told.value):.1f} points"
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"
         (behind if ahead else undecided).append(text)
+    lines = []
     if behind:
-        lines.append(f"It is ahead of {'; '.join(behind)} (95% intervals of the differences).")
+        lines.append(f"It is ahead of {'; '.join(behind)}.")
     if undecided:
         lines.append(f"Not told apart from it: {'; '.join(undecided)}.")
+    together = f", which hold together for all {num_pairs} pairs of points (Bonferroni)"
+    lines.append(f"In brackets: 95% intervals{together if num_pairs > 1 else ''}.")
     return lines
+
+
+def _left_out(found: Sequence[Score]) -> list[str]:
+    partial = [
+        f"{s.label} ({sum(r.status == 'finished' for r in s.records)} of {len(s.records)})"
+        for s in found
+        if not s.is_whole
+    ]
+    if not partial:
+        return []
+    return [f"Not compared, since not all their trials came to the end: {'; '.join(partial)}."]
 
 
 def _seeds(score: Score) -> str:
@@ -141,7 +175,7 @@ compared by {html.escape(metric)} ({mode}).</p>
 <p>{html.escape(_savings(records))}</p>
 <div class="wide"><table><tr><th>point</th>{columns}<th>trials</th><th>samples/s</th>
 <th>{device(found)} hours a trial</th></tr>{rows}</table></div>
-<p class="of">Means over seeds with 95% intervals (Student's t).</p>
+<p class="of">Means with 95% intervals (Student's t) over the trials that came to their end.</p>
 {pictures}
 </body></html>
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,6 @@ from lotlip_platform.mailbox import Event
 from lotlip_platform.ownership import Owner
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.shard_versions import TrainingData
-from lotlip_platform.storage import open_store
 from lotlip_platform.sweep_config import SweepConfig, Trial
 from lotlip_platform.sweep_ledger import Ledger, Status, TrialRecord
 from lotlip_platform.sweep_trial import VALUE
@@ -91,6 +92,38 @@ class Parent:
     """Of the tracking server."""
     owner: Owner
     ledger: Ledger
+    beside: Executor
+    """For what no trial need wait for."""
+
+
+class Throughput:
+    """Samples and text tokens a second, over all of training that was told of."""
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._step = 0
+        self._samples = self._tokens = self._seconds = 0.0
+
+    def take(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of the steps since the last ones."""
+        if "train/samples_per_s" in values:
+            if self._step < step:  # else it goes on from a checkpoint before
+                samples = (step - self._step) * self._global_batch
+                seconds = samples / values["train/samples_per_s"]
+                self._samples += samples
+                self._tokens += seconds * values["train/tokens_per_s"]
+                self._seconds += seconds
+            self._step = step
+
+    @property
+    def means(self) -> dict[str, float]:
+        """By the names of the metrics; empty if none were told."""
+        if not self._seconds:
+            return {}
+        return {
+            "train/samples_per_s": self._samples / self._seconds,
+            "train/tokens_per_s": self._tokens / self._seconds,
+        }
 
 
 class TrialRun:
@@ -100,23 +133,25 @@ class TrialRun:
         self, trial: Trial, known: TrialRecord | None, parent: Parent, watch: Watch
     ) -> None:
         self.trial, self._parent, self._watch = trial, parent, watch
-        self._folder = RunFolder(open_store(trial.config.store).at(trial.name))
+        self._folder = RunFolder(parent.folder.store.at("trials").at(trial.name))
         cluster = trial.config.cluster
+        num_workers = cluster.fewest_and_most[1]
         self.record = known or TrialRecord(
             name=trial.name,
             point=trial.point,
             seed=trial.seed,
             num_samples=trial.config.train.num_steps * trial.config.train.global_batch,
-            num_cpus=cluster.fewest_and_most[1] * cluster.cpus_per_worker,
-            num_gpus=cluster.fewest_and_most[1] * cluster.gpus_per_worker,
         )
+        self.record.num_cpus = num_workers * cluster.cpus_per_worker
+        self.record.num_gpus = num_workers * cluster.gpus_per_worker
         self.between_s = 0.0
         """How long its workers were without work before it; 0 if they were started for it."""
-        self._before_s = self.seconds
+        self._life, self._before_s = "", 0.0
         self.was_over = self.record.is_over
         self._stack = ExitStack()
         self._listener: Listener | None = None
-        self._speed: dict[str, float] = {}
+        self._ending: Future[str] | None = None
+        self._throughput = Throughput(trial.config.train.global_batch)
 
     @property
     def seconds(self) -> float:
@@ -165,11 +200,15 @@ class TrialRun:
             {
                 "samples": samples,
                 "metrics": metrics,
-                "speed": self._speed,
+                "speed": self._throughput.means or self._last_speed,
                 "seconds": seconds,
                 "time_ms": int(time.time() * 1000),
             }
         )
+
+    @property
+    def _last_speed(self) -> dict[str, float]:
+        return self.record.results[-1]["speed"] if self.record.results else {}
 
     def for_tune(self) -> dict[str, Any]:
         """What `TrialActor` gets."""
@@ -238,18 +277,14 @@ class TrialRun:
         self.between_s = result["between_s"]
         for event in events:
             if event["kind"] == "metrics":
-                self._speed |= {
-                    name: value
-                    for name, value in event["values"].items()
-                    if name.endswith("_per_s") or name == "train/mfu"
-                }
+                self._throughput.take(event["step"], event["values"])
         if result["error"]:
             self.end("failed", result["error"])
             return
         if not result["is_new"]:
             return
-        if self._before_s + result["seconds"] < self.seconds:  # Tune has started it anew
-            self._before_s = self.seconds
+        if self._life != result["life"]:  # Tune has started it, for the first time or anew
+            self._life, self._before_s = result["life"], self.seconds
         self._add(result["samples"], result["metrics"], self._before_s + result["seconds"])
         if result["through"]:
             self.end("finished")
@@ -258,30 +293,47 @@ class TrialRun:
             self._tell({"kind": "trial", "status": "running"})
 
     def end(self, status: Status, error: str = "") -> None:
-        """It has ended, or goes on with the next start of the sweep: then it is `running`."""
+        """It has ended, or goes on with the next start of the sweep: then it is `running`.
+
+        What that takes is done beside: the next trial doesn't wait for it. `settle` does.
+        """
         listener, self._listener = self._listener, None
-        if listener is not None:
-            try:
-                with contextlib.suppress(KeyboardInterrupt), self._stack:
-                    self._wind_up(listener, status, error)
-            except LotlipError as failure:
-                status, error = "failed", str(failure)
-        elif self.was_over or status != "failed":
+        if listener is None and (self.was_over or status != "failed"):
             return
         self.record.status, self.record.error = status, error
-        self._parent.ledger.write(self.record)
+        self._ending = self._parent.beside.submit(self._wind_up, listener)
         self._tell({"kind": "trial", "status": status})
 
-    def _wind_up(self, listener: Listener, status: Status, error: str) -> None:
+    def settle(self) -> None:
+        """Wait until its end is written down; a trial of which something was lost has failed."""
+        if self._ending is not None and (failure := self._ending.result()):
+            self.record.status, self.record.error = "failed", failure
+            self._parent.ledger.write(self.record)
+            self._tell({"kind": "trial", "status": "failed"})
+        self._ending = None
+
+    def _wind_up(self, listener: Listener | None) -> str:
+        """Write down how it ended; why it failed after all, if it did."""
+        try:
+            if listener is not None:
+                with contextlib.suppress(KeyboardInterrupt), self._stack:
+                    self._tell_tracking(listener)
+        except LotlipError as failure:
+            if self.record.status != "failed":
+                return str(failure)
+        self._parent.ledger.write(self.record)
+        return ""
+
+    def _tell_tracking(self, listener: Listener) -> None:
         """Raises: LotlipError if it failed, KeyboardInterrupt if it is to go on later."""
-        if status == "running":
+        if self.record.status == "running":
             raise KeyboardInterrupt
-        if status == "stopped":
+        if self.record.status == "stopped":
             self._tracked.tag({"stopped": f"early, after {self.record.samples_seen} samples"})
         listener.record_bad_samples()
-        if error:
-            raise LotlipError(error)
-        if status == "finished":
+        if self.record.status == "failed":
+            raise LotlipError(self.record.error)
+        if self.record.status == "finished":
             listener.check_ledger()
             listener.draw_curves(self.trial.config)
 

@@ -15,6 +15,7 @@ import gc
 import math
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,21 +67,18 @@ class TrialWorker:
             found.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{found.getsockname()[1]}"
 
-    def run(
-        self, arguments: Mapping[str, Any], rank: int, world_size: int, address: str
-    ) -> tuple[str, float]:
-        """Train to the end, or until told to stop; the user's error if any, and the seconds."""
-        began, error = time.monotonic(), ""
+    def run(self, arguments: Mapping[str, Any], rank: int, world_size: int, address: str) -> str:
+        """Train to the end, or until told to stop; the user's error if there is one."""
         try:
             with _process_group(self._device, rank, world_size, address):
                 work(arguments, self._device)
         except LotlipError as users_own:
-            error = str(users_own)
+            return str(users_own)
         finally:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-        return error, time.monotonic() - began
+        return ""
 
 
 @contextmanager
@@ -112,8 +110,8 @@ class TrialActor(tune.Trainable):
 
     A result has the `events` of the workers since the last one; the `samples` seen, the `metrics`
     then, and that by which trials are compared as VALUE; whether that `is_new`; the `seconds` of
-    training since this start; whether the trial is `through`, and the `error` that ended it; and
-    `between_s`, how long its workers were without work before it, 0 if they were started for it.
+    training in this `life` of the trial; whether it is `through`, and the `error` that ended it;
+    and `between_s`, how long its workers were without work before it, 0 if they are new.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -163,7 +161,7 @@ class TrialActor(tune.Trainable):
             self._look()
 
     def _begin(self, trial: dict[str, Any]) -> None:
-        self._trial = trial
+        self._trial, self._life = trial, uuid.uuid4().hex
         self._replay: list[dict[str, Any]] = list(trial["replay"])
         self._events: list[Event] = []
         self._evaluated: list[Event] = []
@@ -178,7 +176,6 @@ class TrialActor(tune.Trainable):
     def _start(self) -> None:
         """Start training, on the workers of the last trial if there are any."""
         trial, self._failure = self._trial, ""
-        self._began = time.monotonic()
         self._watched = Workers(ClusterConfig(max_step_s=trial["max_step_s"]))
         try:
             if not self._workers:
@@ -190,8 +187,9 @@ class TrialActor(tune.Trainable):
         except RayError as error:
             self._fail(str(error))
             return
+        self._began = time.monotonic()
         if self._idle_since is not None:
-            self._between_s = time.monotonic() - self._idle_since
+            self._between_s = self._began - self._idle_since
         life = f"{time.time_ns():x}"
         arguments = {**trial["arguments"], "mailbox": self._mailbox, "life": life}
         self._running = {
@@ -227,7 +225,7 @@ class TrialActor(tune.Trainable):
             if not self._running:
                 self._idle_since = time.monotonic()
             try:
-                error, seconds = ray.get(ref)
+                error = ray.get(ref)
             except RayError as failure:  # a worker died; the others may wait for it for ever
                 self._fail(_reason(failure))
                 return
@@ -236,7 +234,7 @@ class TrialActor(tune.Trainable):
                 self._fail(error, kill=bool(self._running))
                 return
             if not self._running:
-                self._spent_s, self._began = self._spent_s + seconds, None
+                self._spent_s, self._began = self._seconds, None
         if fault := self._watched.hung():
             self._watched.kill()
             self._fail(fault)
@@ -288,6 +286,7 @@ class TrialActor(tune.Trainable):
             **known,
             "events": self._taken(),
             "seconds": self._seconds,
+            "life": self._life,
             "between_s": self._between_s,
             "is_new": known is not _NOTHING_NEW,
             "through": through,
@@ -297,7 +296,7 @@ class TrialActor(tune.Trainable):
 
     @property
     def _seconds(self) -> float:
-        """Of training, over all lives of the workers."""
+        """Of training in this life, also if workers died."""
         now = self._began and time.monotonic() - self._began
         return self._spent_s + (now or 0.0)
 
@@ -325,7 +324,7 @@ class TrialActor(tune.Trainable):
         with contextlib.suppress(RayError):
             ray.get(self._mailbox.tell_to_stop.remote(True))
             waited = ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_S)
-            if not waited[1] and not any(error for error, _ in ray.get(waited[0])):
+            if not waited[1] and not any(ray.get(waited[0])):
                 self._running = {}
                 self._idle_since = time.monotonic()
                 ray.get(self._mailbox.take.remote())

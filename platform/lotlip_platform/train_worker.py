@@ -14,9 +14,8 @@ import torch
 from lotlip import distributed, export
 from lotlip.data.manifest import read_manifest
 from lotlip.data.pipeline import Source
-from lotlip.data.sample import Sample
 from lotlip.errors import CheckpointError, ConfigError
-from lotlip.evaluate.benchmarks import Report, read_benchmark, retrieval_figure, run_benchmark
+from lotlip.evaluate.benchmarks import Benchmark, Report, read_benchmark, retrieval_figure
 from lotlip.model import LoTLIP
 from lotlip.model.pretrained import build
 from lotlip.tokenizer import Tokenizer
@@ -100,7 +99,7 @@ class _Worker:
         self._device = device
         self._rank, self._world_size = distributed.rank(), distributed.world_size()
         self._source = source_of(config, tokenizer, arguments["data"], arguments["tags"])
-        self._held_out = _held_out(config)
+        self._benchmark = _benchmark(config)
         self._records = Records(folder, arguments["owner"], send)
         self._meter = Meter(send, self._records, peak_flops(device))
         self._checkpoints = Checkpoints(folder.store)
@@ -124,9 +123,9 @@ class _Worker:
                 self._meter.log(step)
             # Not where training is to stop: a machine may have little time left to save.
             every, at_rest = loop.eval_every_steps, last or step.to_stop
-            if self._held_out and every and step.step % every == 0 and not at_rest:
+            if self._benchmark and every and step.step % every == 0 and not at_rest:
                 self._pulse.at("evaluation")
-                self._metric = self._best_by(self._evaluate())
+                self._metric = self._best_by(self._evaluate(self._benchmark))
             if step.step % loop.save_every_steps == 0 or at_rest:
                 self._pulse.at("save")
                 self._save()
@@ -185,17 +184,17 @@ class _Worker:
             after_commit=lambda: self._send({"kind": "saved", "step": step}),
         )
 
-    def _evaluate(self) -> Report:
+    def _evaluate(self, benchmark: Benchmark) -> Report:
         """Every worker takes part, worker 0 reports."""
         config, step = self._config, self._state.step
-        report, features = run_benchmark(config.eval.benchmark, self._state.model, self._held_out)
+        report, features = benchmark.meet(self._state.model)
         if self._rank == 0:
             self._send({"kind": "evaluated", "step": step, "report": report})
             of = f"eval/{report.benchmark}"
             values = {f"{of}/{name}": interval.value for name, interval in report.metrics.items()}
             self._records.measured(step, values)
             if step == config.train.num_steps:
-                figure = retrieval_figure(features, self._held_out)
+                figure = retrieval_figure(features, benchmark.samples)
                 self._send({"kind": "file", "name": "figures/retrieval.png", "content": figure})
         return report
 
@@ -216,7 +215,7 @@ class _Worker:
         state, folder = self._state, self._folder
         if self._rank == 0:
             folder.write_model(export.to_files(state.model))  # first: an evaluation may fail
-        report = self._evaluate() if self._held_out else None
+        report = self._evaluate(self._benchmark) if self._benchmark else None
         # Behind the last checkpoint: it is done again after a failure.
         write = self._records.cut(state.step + 1)
         if self._rank > 0:
@@ -270,8 +269,10 @@ def initial_model(config: TrainConfig, tokenizer: Tokenizer | None) -> LoTLIP:
         return build(config.model, tokenizer)
 
 
-def _held_out(config: TrainConfig) -> list[Sample]:
-    if not config.eval.data:
-        return []
-    store = open_store(config.eval.data)
-    return read_benchmark(store, read_manifest(store), config.eval.num_samples)
+def _benchmark(config: TrainConfig) -> Benchmark | None:
+    asked = config.eval
+    if not asked.data:
+        return None
+    store = open_store(asked.data)
+    samples = read_benchmark(store, read_manifest(store), asked.num_samples, asked.captioner)
+    return Benchmark(asked.benchmark, samples)

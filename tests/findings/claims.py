@@ -44,13 +44,16 @@ class Claim:
 
     text: str
     differences: Sequence[Difference]
+    needs: Claim | None = None
+    """What must be reproduced first, or there is nothing to find."""
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["reproduced", "not reproduced", "undecided"]:
         said = {difference.said for difference in self.differences}
-        if said == {"more"}:
-            return "reproduced"
-        return "not reproduced" if "less" in said else "undecided"
+        if "less" in said:
+            return "not reproduced"
+        is_possible = self.needs is None or self.needs.verdict == "reproduced"
+        return "reproduced" if said == {"more"} and is_possible else "undecided"
 
 
 def compare(scores: Scores, ours: str, theirs: str, metrics: Iterable[str]) -> list[Difference]:
@@ -72,21 +75,26 @@ def values_of(score: Score, metric: str) -> dict[int, float]:
 
 def claims(arms: Scores, lengths: Scores) -> list[Claim]:
     """All of them; `lengths` go from the shortest captions to the longest."""
+    cost = Claim(
+        "Long captions beside short ones cost short-text ability, too.",
+        compare(arms, SHORT_ONLY, BOTH, SHORT_METRICS),
+    )
     return [
         Claim(
-            "Short captions overshadow the rest: a model that learns from them alone does not "
-            "understand long texts.",
+            "Short captions overshadow the rest: who learns from them alone understands long texts "
+            "less than who learns from both.",
             compare(arms, BOTH, SHORT_ONLY, LONG_METRICS),
         ),
         Claim(
             "Long captions alone cost short-text ability.",
             compare(arms, SHORT_ONLY, LONG_ONLY, SHORT_METRICS),
         ),
+        cost,
         Claim(
-            "Long captions beside short ones cost short-text ability, too.",
-            compare(arms, SHORT_ONLY, BOTH, SHORT_METRICS),
+            "Corner tokens bring some of that back.",
+            compare(arms, LOTLIP, BOTH, SHORT_METRICS),
+            needs=cost,
         ),
-        Claim("Corner tokens bring it back.", compare(arms, LOTLIP, BOTH, SHORT_METRICS)),
         Claim(
             "Corner tokens help to understand long texts.",
             compare(arms, LOTLIP, BOTH, LONG_METRICS),

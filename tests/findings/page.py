@@ -20,6 +20,7 @@ from claims import (
     claims,
     compare,
     length_of,
+    values_of,
 )
 
 from lotlip.evaluate.retrieval import Interval
@@ -41,7 +42,6 @@ def findings_page(
     lengths = _by_label(of_lengths, key=lambda score: length_of(score.label))
     weights, sizes = (_by_label(of, key=_size) for of in (of_weights, of_sizes))
     found = claims(arms, lengths)
-    seeds = len(next(iter(arms.values())).records)
     summary = "\n".join(f"| {claim.text} | **{claim.verdict}** |" for claim in found)
     details = "\n".join(_section(number, claim) for number, claim in enumerate(found, 1))
     same_weight = [*_at_same_weight(weights), *_at_same_weight(sizes)]
@@ -49,11 +49,11 @@ def findings_page(
 
 What the paper (Wu et al. 2024) finds, asked again in miniature: procedural scenes, a locked image
 tower, text towers of two layers. All of it comes from `make findings` ({_machine()}), which takes
-an hour and writes this page. {seeds} seeds of first weights, order and captions; {num_tested:,}
-held-out scenes of the split `test`, on which nothing was chosen. A difference is one of means over
-seeds, in percentage points, with its 95% interval (Welch); a claim is reproduced if all of its
-intervals are above 0, not reproduced if one is below 0, else undecided. Intervals are not corrected
-for their number.
+an hour and a half and writes this page. {_seeds(arms)} seeds of first weights, order and captions;
+one training set, and {num_tested:,} held-out scenes of the split `test`, on which nothing was
+chosen: intervals are over seeds, not over data. A difference is one of means in percentage points,
+with its 95% interval (Welch); a claim is reproduced if all of its intervals are above 0, not
+reproduced if one is below 0, else undecided. Intervals are not corrected for their number.
 
 | The paper's finding | here |
 |---|---|
@@ -95,6 +95,11 @@ What corner tokens add at the same share:
 """
 
 
+def _seeds(arms: Scores) -> str:
+    numbers = sorted({len(values_of(score, _METRICS[0])) for score in arms.values()})
+    return " or ".join(map(str, numbers))
+
+
 def _machine() -> str:
     return (
         f"{psutil.cpu_count()} CPUs, {platform.machine()}, torch {torch.__version__}, "
@@ -111,9 +116,15 @@ def _size(score: Score) -> tuple[int, str]:
 
 
 def _section(number: int, claim: Claim) -> str:
+    per_token = any("a token" in difference.ours for difference in claim.differences)
+    how = (
+        " What a text token more brings, in points, on the way to one length less than on the way "
+        "to the one before; means over seeds of such differences, with Student's intervals. How "
+        "many tokens a length has is taken as known."
+    )
     return f"""## {number}. {claim.text}
 
-**{claim.verdict.capitalize()}.**
+**{claim.verdict.capitalize()}.**{how if per_token else ""}
 
 {_differences(claim.differences)}
 """

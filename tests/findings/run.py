@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def write_page() -> None:
-    """Of the sweeps, as far as they have come."""
+    """Of the sweeps, all of whose trials must have come to their end."""
     studies = ("arms", "caption_length", "weights", "weights_size")
     page = findings_page(*map(_scores, studies), num_tested=_NUM_TESTED)
     (_DOCS / "findings.md").write_text(page)
@@ -52,7 +52,10 @@ def _lotlip(*arguments: str) -> None:
 
 def _scores(study: str) -> list[Score]:
     records = Ledger(open_store(f"{_STORE}/{study}")).read().values()
-    return scores(list(records), "long_text_to_image_r1", "max")
+    found = scores(list(records), "long_text_to_image_r1", "max")
+    if missing := [score.label for score in found if not score.is_whole]:
+        sys.exit(f"{study}: trials of {'; '.join(missing)} did not come to their end")
+    return found
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lotlip
+from lotlip.captions import split_sentences
 from lotlip.data.manifest import Manifest, read_manifest, write_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.errors import CheckpointError, ConfigError, DataError
-from lotlip.evaluate.benchmarks import BENCHMARKS
+from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, read_benchmark
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.evaluate import aligned, evaluate, evaluate_on, table
 
@@ -20,7 +22,7 @@ RECALLS = {
     for kind in ("short", "long")
     for direction in ("image_to_text", "text_to_image")
     for k in (1, 5, 10)
-}
+} | {f"headless_text_to_image_r{k}" for k in (1, 5, 10)}
 
 
 def rewritten(source: Path, folder: Path, **changes) -> str:
@@ -49,6 +51,65 @@ def test_the_same_model_gets_the_same_report_again(model_folder, scenes_folder):
     model = lotlip.load(model_folder)
     first, second = (evaluate_on(model, "scenes", str(scenes_folder)) for _ in range(2))
     assert first == second
+
+
+def test_a_benchmark_that_is_met_again_knows_the_model_that_has_changed(
+    model_folder, scenes_folder
+):
+    store = FolderStore(scenes_folder)
+    samples = read_benchmark(store, read_manifest(store), 60)
+    model = lotlip.load(model_folder)
+    again = Benchmark("scenes", samples)
+    for locked_layers in (0, -1):
+        image = replace(model.config.image, locked_layers=locked_layers)
+        model.config = replace(model.config, image=image)
+        before, _ = again.meet(model)
+        for parameters in (model.text_tower.parameters(), model.image_tower.parameters()):
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.mul_(1.01).add_(torch.randn_like(parameter) * 0.1)
+            if locked_layers == -1:
+                break  # the image tower doesn't learn
+        after, features = again.meet(model)
+        fresh, expected = Benchmark("scenes", samples).meet(model)
+        assert after == fresh != before
+        torch.testing.assert_close(features.image_ND, expected.image_ND, atol=0, rtol=0)
+
+
+def test_headless_texts_are_long_ones_without_their_first_sentence(
+    model_folder, scenes_folder, tmp_path
+):
+    def reported(long):
+        uri = rewritten(scenes_folder, tmp_path / str(len(long)), long={"someone": long})
+        return evaluate(str(model_folder), {"retrieval": uri})[0].metrics
+
+    # All long captions are the same, so all images are right; without its first sentence, too.
+    assert reported("A red castle. It rains.")["headless_text_to_image_r1"].value == 1.0
+    one_by_one = evaluate(str(model_folder), {"retrieval": str(scenes_folder)})[0].metrics
+    headless = [f"headless_text_to_image_r{k}" for k in (1, 5, 10)]
+    store = FolderStore(scenes_folder)
+    without = [
+        " ".join(split_sentences(sample.long["scenes"])[1:])
+        for sample in read_samples(store, read_manifest(store))
+    ]
+    model = lotlip.load(model_folder)
+    samples = list(read_samples(store, read_manifest(store)))
+    shortened = [
+        replace(sample, long={"scenes": text})
+        for sample, text in zip(samples, without, strict=True)
+    ]
+    report, _ = Benchmark("retrieval", shortened).meet(model)
+    expected = [report.metrics[name.replace("headless", "long")] for name in headless]
+    assert [one_by_one[name] for name in headless] == expected
+
+
+def test_the_captions_to_retrieve_by_can_be_chosen(scenes_folder, tmp_path):
+    store = FolderStore(rewritten(scenes_folder, tmp_path / "two", long={"a": "x", "b": "y"}))
+    manifest = read_manifest(store)
+    assert {s.long["b"] for s in read_benchmark(store, manifest, 9, "b")} == {"y"}
+    assert {tuple(s.long) for s in read_benchmark(store, manifest, 9, "b")} == {("b",)}
+    with pytest.raises(DataError, match=r"no long caption by eval\.captioner=c to retrieve by"):
+        read_benchmark(store, manifest, 9, "c")
 
 
 def test_only_the_first_samples_are_taken_if_asked(model_folder, scenes_folder):

@@ -31,6 +31,7 @@ from lotlip_platform.journal import journals
 from lotlip_platform.sweep import SweepResult, report, sweep
 from lotlip_platform.sweep_config import SweepConfig
 from lotlip_platform.sweep_ledger import Ledger, TrialRecord
+from lotlip_platform.sweep_run import Throughput
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -347,3 +348,18 @@ def test_a_stopped_sweep_has_its_trials_save_and_tells_so(base: Path, tmp_path: 
     assert {r.status for r in Ledger(FolderStore(tmp_path / "tokens")).read().values()} == {
         "running"
     }
+
+
+def test_throughput_is_that_of_all_steps_not_of_the_last_ones() -> None:
+    found = Throughput(global_batch=10)
+    assert found.means == {}
+    found.take(10, {"train/samples_per_s": 100.0, "train/tokens_per_s": 1000.0})
+    found.take(10, {"eval/scenes/long_text_to_image_r1": 0.5})
+    found.take(40, {"train/samples_per_s": 50.0, "train/tokens_per_s": 2000.0})
+    found.take(42, {"train/samples_per_s": 10.0, "train/tokens_per_s": 100.0})
+    # 1 + 6 + 2 seconds for 420 samples, and 1000 + 12000 + 200 tokens
+    assert found.means["train/samples_per_s"] == pytest.approx(420 / 9)
+    assert found.means["train/tokens_per_s"] == pytest.approx(13_200 / 9)
+    before = found.means
+    found.take(20, {"train/samples_per_s": 10.0, "train/tokens_per_s": 100.0})  # again, from 10
+    assert found.means == before

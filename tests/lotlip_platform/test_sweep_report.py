@@ -19,6 +19,7 @@ from lotlip_platform.sweep_ledger import TrialRecord, scores, table
 from lotlip_platform.sweep_report import in_words, make_report
 
 METRIC = "long_text_to_image_r1"
+NOTHING = "No point has come to its end with all its seeds."
 
 
 def record(m: int, value: float, seed: int, *, sentences: int = 0, **changes: Any) -> TrialRecord:
@@ -55,14 +56,17 @@ def test_a_score_is_the_mean_with_students_interval_and_the_best_comes_first() -
 
 def test_the_words_say_no_more_than_the_intervals_support() -> None:
     found = scores(points([0.10, 0.12, 0.11], [0.50, 0.52, 0.51], [0.4, 0.6, 0.5]), METRIC, "max")
-    best, ahead, undecided = in_words(found, METRIC, "max")
+    best, ahead, undecided, how = in_words(found, METRIC, "max")
     assert best.startswith("Best is num_corner_tokens=1")
     assert "over 3 seeds" in best
     assert re.search(r"ahead of num_corner_tokens=0.* by 40\.0 points \[3\d\.\d, 4\d\.\d\]", ahead)
     assert "num_corner_tokens=2" not in ahead
     assert undecided.startswith("Not told apart from it: num_corner_tokens=2")
+    assert how == (
+        "In brackets: 95% intervals, which hold together for all 3 pairs of points (Bonferroni)."
+    )
     assert "more" in in_words(scores(points([0.1], [0.2]), METRIC, "max"), METRIC, "max")[1]
-    assert in_words(scores([], METRIC, "max"), METRIC, "max") == ["No trial came to its end."]
+    assert in_words(scores([], METRIC, "max"), METRIC, "max") == [NOTHING]
 
 
 def test_a_difference_is_that_of_welch() -> None:
@@ -72,9 +76,29 @@ def test_a_difference_is_that_of_welch() -> None:
     assert f"[{100 * low:.1f}, {100 * high:.1f}]" in words[1]
 
 
+def test_a_point_of_which_trials_are_missing_is_not_compared() -> None:
+    lucky = [record(2, 0.9, 0), record(2, 0.1, 1, status="stopped")]
+    found = scores([*lucky, *points([0.10, 0.12], [0.50, 0.52])], METRIC, "max")
+    words = in_words(found, METRIC, "max")
+    assert words[0].startswith("Best is num_corner_tokens=1")
+    assert words[-1].startswith("Not compared, since not all their trials came to the end: num_")
+    assert words[-1].endswith("sentences_per_sub_caption=0 (1 of 2).")
+    assert in_words(scores(lucky, METRIC, "max"), METRIC, "max")[0] == NOTHING
+
+
+def test_points_chosen_among_many_need_wider_intervals() -> None:
+    close = [0.50, 0.52, 0.51], [0.53, 0.55, 0.54]
+    words = in_words(scores(points(*close), METRIC, "max"), METRIC, "max")
+    assert "It is ahead of num_corner_tokens=0" in words[1]
+    others = [[0.1 * m, 0.1 * m + 0.01, 0.1 * m - 0.01] for m in range(1, 4)]
+    words = in_words(scores(points(*close, *others), METRIC, "max"), METRIC, "max")
+    assert any("Not told apart from it: num_corner_tokens=0" in line for line in words)
+
+
 def test_the_words_know_that_less_may_be_better() -> None:
     found = scores(points([0.10, 0.12, 0.11], [0.50, 0.52, 0.51]), METRIC, "min")
-    best, ahead = in_words(found, METRIC, "min")
+    best, ahead, how = in_words(found, METRIC, "min")
+    assert how == "In brackets: 95% intervals."
     assert best.startswith("Best is num_corner_tokens=0")
     assert ahead.startswith("It is ahead of num_corner_tokens=1")
 
@@ -105,7 +129,7 @@ def test_the_page_holds_all_in_itself_and_failed_trials_with_their_reason() -> N
 def test_a_sweep_of_which_nothing_came_to_its_end_has_a_report() -> None:
     failed = [record(m, 0.0, 0, status="failed", error="no", results=[]) for m in (0, 1)]
     files = make_report("none", failed, METRIC, "max")
-    assert b"No trial came to its end." in files["report.html"]
+    assert NOTHING.encode() in files["report.html"]
     assert "seed 0: no" in "\n".join(table(failed, METRIC, "max"))
 
 

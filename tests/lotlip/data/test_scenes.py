@@ -14,6 +14,7 @@ from lotlip.data.scene_drawing import draw_jpeg
 from lotlip.data.scenes import (
     ATTRIBUTES,
     BACKGROUNDS,
+    CAPTIONERS,
     CELLS,
     CLASS_TEMPLATES,
     CLASSES,
@@ -299,3 +300,38 @@ def test_prompts_have_the_right_article() -> None:
     assert len(CLASS_TEMPLATES) == len(set(class_prompts("umbrella"))) == 6
     assert "photo of an umbrella" in class_prompts("umbrella")
     assert "photo of a red umbrella" in class_prompts("red umbrella")
+
+
+def test_captioners_overlook_and_err_each_with_its_own_phrasing() -> None:
+    samples = [make_sample(0, index, captioners=True) for index in range(200)]
+    for index in (0, 7):
+        plain = make_sample(0, index)
+        told = samples[index]
+        assert (told.image, told.short, told.extra) == (plain.image, plain.short, plain.extra)
+        assert {name: told.long[name] for name in plain.long} == plain.long
+    scenes = [Scene.from_json(sample.extra["scene"]) for sample in samples]
+    num_groups = sum(len(scene.groups) for scene in scenes)
+    openings, overlooked = {}, {}
+    for captioner in CAPTIONERS:
+        captions = [sample.long[captioner] for sample in samples]
+        words = [singular_words(caption.lower()) for caption in captions]
+        told = [
+            bool({group.kind, SYNONYMS[group.kind]} & of_caption)
+            for scene, of_caption in zip(scenes, words, strict=True)
+            for group in scene.groups
+        ]
+        assert sum(told) / num_groups == pytest.approx(0.7, abs=0.08)
+        overlooked[captioner] = [place for place, is_told in enumerate(told) if not is_told]
+        skies = {"weather is sunny", "a sunny day", "sun is in the sky"}
+        openings[captioner] = {sky for sky in skies if any(sky in c.lower() for c in captions)}
+    assert sorted(map(len, openings.values())) == [1, 1, 1]
+    assert len(set.union(*openings.values())) == 3
+    assert len({tuple(places) for places in overlooked.values()}) == 3
+    right = [
+        any(f"{group.colour} {noun}" in sample.long["a"].lower() for noun in nouns)
+        for sample, scene in zip(samples, scenes, strict=True)
+        for group in scene.groups
+        for nouns in [(group.kind, SYNONYMS[group.kind])]
+        if any(noun in sample.long["a"].lower() for noun in nouns)
+    ]
+    assert 0.80 < sum(right) / len(right) < 0.97

@@ -20,16 +20,22 @@ def size(png: bytes) -> tuple[int, int]:
 
 def test_each_figure_is_drawn_with_and_without_intervals_and_of_nothing() -> None:
     axes = {"xlabel": "x", "ylabel": "y", "title": "$ is a dollar"}
+    both = {"rows": ["0", "2"], "columns": ["1", "all"]}
     cells = {("0", "1"): SURE, ("0", "all"): ONE_SEED, ("2", "1"): SURE}
-    assert min(size(heat_map(cells, **axes))) > 100
-    assert min(size(heat_map({}, **axes))) > 100
+    assert min(size(heat_map(cells, **both, **axes))) > 100
+    assert min(size(heat_map({}, rows=[], columns=[], **axes))) > 100
     series = {"m=0": [("1", SURE, (900.0, 1.0)), ("all", ONE_SEED, (math.nan, 2.0))]}
     series["m=2"] = [("1", SURE, (800.0, 1.5))]
-    assert min(size(with_costs(series, costs=["samples/s", "hours"], **axes))) > 100
-    assert min(size(with_costs({}, costs=["samples/s", "hours"], **axes))) > 100
+    assert (
+        min(size(with_costs(series, places=["1", "all"], costs=["samples/s", "hours"], **axes)))
+        > 100
+    )
+    assert min(size(with_costs({}, places=[], costs=["samples/s", "hours"], **axes))) > 100
     points = {f"m={number}": (float(number), 1.0 / (1 + number)) for number in range(20)}
-    assert min(size(scatter(points, front=True, **axes))) > 100
-    assert min(size(scatter({}, front=True, **axes))) > 100
+    assert min(size(scatter(points, front="max", **axes))) > 100
+    points["unknown"] = (math.nan, 0.9)
+    assert min(size(scatter(points, front="min", **axes))) > 100
+    assert min(size(scatter({}, front="max", **axes))) > 100
 
 
 @pytest.mark.parametrize(
