@@ -337,7 +337,8 @@ def report(folder: Store) -> str:
         raise DataError(f"{folder.uri} holds no sweep: was it started?")
     kept = json.loads(folder.read(_CONFIG))
     known = Ledger(folder).read()
-    records = [known[name] for name in kept["trials"] if name in known]
+    wanted = kept.get("trials", known)  # which older sweeps did not write down
+    records = [known[name] for name in wanted if name in known]
     _write_report(folder, kept["name"], records, kept["metric"], kept["mode"])
     return f"{folder.uri}/report/report.html"
 

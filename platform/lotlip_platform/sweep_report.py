@@ -23,7 +23,7 @@ from lotlip_platform.sweep_ledger import (
 )
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
 h1 { margin-bottom: 0; } .of { color: #666; margin-top: 0; }
 table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }

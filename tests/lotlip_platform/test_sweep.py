@@ -207,6 +207,7 @@ def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
     assert runs["tokens"].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_sweep_and_a_larger_one_has_it_go_on(base: Path, tmp_path: Path) -> None:
     longer = {"set": {"train": {"num_samples": 1024}}, "max_concurrent": 1}
     config = sweep_config(base, tmp_path, seeds=[0], budget={"max_samples": 1100}, **longer)
