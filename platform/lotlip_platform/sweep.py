@@ -235,8 +235,9 @@ class _Follower(tune.Callback):
         if not waiting or any(trial.status == "RUNNING" for trial in waiting):
             self._moved = time.monotonic()
         elif time.monotonic() - self._moved > _STARVED_S:
+            wait = sum(run.record.status == "running" for run in self._runs.values())
             self._trouble = ClusterError(
-                f"no trial has run for {_STARVED_S:.0f} s though {len(waiting)} wait; free in the "
+                f"no trial has run for {_STARVED_S:.0f} s though {wait} wait; free in the "
                 f"cluster: {ray.available_resources().get('CPU', 0):g} CPUs, "
                 f"{ray.available_resources().get('GPU', 0):g} GPUs"
             )

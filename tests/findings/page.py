@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import Any
@@ -27,6 +28,7 @@ from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.sweep_ledger import Score
 
 _METRICS = (*LONG_METRICS[:1], *SHORT_METRICS)
+_WEIGHT = "Corner tokens, or the weight they give to the long caption?"
 _SHARES = ("short 1/2", "short 1/4")
 
 
@@ -48,16 +50,21 @@ def findings_page(
     return f"""# Findings
 
 What the paper (Wu et al. 2024) finds, asked again in miniature: procedural scenes, a locked image
-tower, text towers of two layers. All of it comes from `make findings` ({_machine()}), which takes
-an hour and a half and writes this page. {_seeds(arms)} seeds of first weights, order and captions;
-one training set, and {num_tested:,} held-out scenes of the split `test`, on which nothing was
-chosen: intervals are over seeds, not over data. A difference is one of means in percentage points,
-with its 95% interval (Welch); a claim is reproduced if all of its intervals are above 0, not
-reproduced if one is below 0, else undecided. Intervals are not corrected for their number.
+tower, text towers of two layers. `make findings` trains all of it, which takes an hour and a half
+on two cores, and writes this page ({_machine()}).
+
+{_seeds(arms)} seeds of first weights, order and captions; one training set, and {num_tested:,}
+held-out scenes of the split `test`, on which nothing was chosen: intervals are over seeds, not over
+data. A difference is one of means in percentage points, with its 95% interval (Welch). A claim is
+reproduced if all of its intervals are above 0, not reproduced if one is below 0, else undecided.
+Intervals are not corrected for their number. Speeds are of trials side by side.
 
 | The paper's finding | here |
 |---|---|
 {summary}
+
+What corner tokens bring may be due to their number or to the weight that they give to the long
+caption. {_in_words(same_weight)} The [last section](#{_anchor(_WEIGHT)}) has the numbers.
 
 ## The arms
 
@@ -72,7 +79,7 @@ long caption as those of LoTLIP give it.
 
 ![Caption length](figures/findings_caption_length.png)
 
-## Corner tokens, or the weight they give to the long caption?
+## {_WEIGHT}
 
 m corner tokens are m more terms of the long caption in the loss: with m = 2 the short caption has a
 quarter of it, with m = 0 a half. So each share is tried with and without corner tokens
@@ -89,10 +96,15 @@ What corner tokens add at the same share:
 
 {_differences(same_weight)}
 
-{_in_words(same_weight)} What the weight adds without any corner token:
+What the weight adds without any corner token:
 
 {_differences(_of_weight(weights))}
 """
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^a-z0-9 ]", "", heading.lower()).replace(" ", "-")
 
 
 def _seeds(arms: Scores) -> str:

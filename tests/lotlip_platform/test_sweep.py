@@ -290,7 +290,7 @@ def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("actor", "signal_number", "note"),
     [
-        ("TrialWorker", signal.SIGKILL, "the workers failed (The actor died"),
+        ("TrialWorker", signal.SIGKILL, "): starting them again"),
         ("TrialWorker", signal.SIGSTOP, "gives no sign of life for 20 s): starting them again"),
         ("TrialActor", signal.SIGKILL, ""),  # Tune has it start anew, and says nothing
     ],
@@ -318,7 +318,12 @@ def test_a_trial_goes_on_when_one_of_its_processes_dies_or_freezes(
     result = sweep(config, watch)
     assert hit
     assert statuses(result) == ["finished"]
-    assert [r["samples"] for r in result.records[0].results] == list(range(128, 2049, 128))
+    samples = [r["samples"] for r in result.records[0].results]
+    if actor == "TrialWorker":
+        assert samples == list(range(128, 2049, 128))
+    else:  # results that its actor had not told yet are lost, training is not
+        assert samples == sorted(set(samples))
+        assert samples[-1] == 2048
     notes = " ".join(event["text"] for event in events if event["kind"] == "note")
     assert note in notes
     assert "resuming at step " in notes
