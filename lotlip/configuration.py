@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from lotlip.errors import ConfigError
+from lotlip.errors import ConfigError, UnknownKeyError
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in fields:
-            raise ConfigError(unknown_key(path, name, list(fields)))
+            raise UnknownKeyError(unknown_key(path, name, list(fields)))
     arguments = {
         name: _value(hints[name], value, _join(path, name)) for name, value in values.items()
     }

@@ -13,6 +13,10 @@ class ConfigError(LotlipError):
     """A configuration value is wrong, unknown or contradicts another."""
 
 
+class UnknownKeyError(ConfigError):
+    """There is no configuration key of that name."""
+
+
 class DataError(LotlipError):
     """Shards, manifests, samples or the store that holds them are missing or damaged."""
 

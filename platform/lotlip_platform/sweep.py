@@ -38,7 +38,7 @@ from lotlip_platform.ownership import Owner, owned
 from lotlip_platform.preemption import StopRequest, stop_signals
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
-from lotlip_platform.sweep_config import SweepConfig, trials
+from lotlip_platform.sweep_config import Refused, SweepConfig, Trial, trials
 from lotlip_platform.sweep_figures import Mode
 from lotlip_platform.sweep_ledger import Ledger, TrialRecord, best_of, scores
 from lotlip_platform.sweep_report import make_report
@@ -81,11 +81,9 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     """
     folder = RunFolder(_store(config))
     uri = tracking.tracking_uri(config.tracking.uri)
-    wanted = trials(config, folder.store.at("trials").uri)[: config.budget.max_trials or None]
-    ledger = Ledger(folder.store)
-    known, preparation = ledger.read(), Preparation(watch)
-    for trial in wanted:
-        preparation.check(trial)
+    ledger, preparation = Ledger(folder.store), Preparation(watch)
+    wanted, refused = _trainable(config, folder.store.at("trials").uri, preparation)
+    known = ledger.read()
     with connected():
         for cluster in {trial.config.cluster for trial in wanted}:
             check_resources(cluster)
@@ -94,9 +92,13 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
             runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
             for run in runs:
                 run.check(preparation)
-            kept = {**to_dict(config), "trials": [trial.name for trial in wanted]}
+            names = [trial.name for trial in (*wanted, *refused)]
+            kept = {**to_dict(config), "trials": names}
             folder.store.write(_CONFIG, json.dumps(kept, indent=1).encode())
             with _tracked(config, uri, folder, watch) as tracked, stop_signals() as request:
+                for record in refused:
+                    ledger.write(record)
+                    watch({"kind": "trial", "status": record.status, "trial": record})
                 for run in runs:
                     run.prepare(preparation)
                 follower = _Follower(config, runs, owner, tracked, request, watch)
@@ -106,16 +108,51 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
                     raise KeyboardInterrupt(
                         f"stopped by {request.by}, trials saved; the same command goes on from here"
                     )
-                _summarise(config, runs, folder, tracked)
+                records = [*(run.record for run in runs), *refused]
+                _summarise(config, records, folder, tracked)
     between = [run.between_s for run in runs if run.between_s]
     return SweepResult(
         folder=folder.uri,
         tracking_uri=uri,
         run_id=folder.read_tracked().get("run_id", ""),
-        records=[run.record for run in runs],
+        records=records,
         overhead_s=follower.overhead_s,
         between_s=statistics.fmean(between) if between else None,
     )
+
+
+def _trainable(
+    config: SweepConfig, runs: str, preparation: Preparation
+) -> tuple[list[Trial], list[TrialRecord]]:
+    """The trials, and those that can't be trained, by their config or for their data.
+
+    Raises: ConfigError, DataError where that is so for all.
+    """
+    planned, refused = trials(config, runs)
+    wanted, failure = [], None
+    for trial in planned[: config.budget.max_trials or None]:
+        try:
+            preparation.check(trial)
+        except (ConfigError, DataError) as error:
+            told = Refused(name=trial.name, point=trial.point, seed=trial.seed, reason=str(error))
+            refused.append(told)
+            failure = failure or type(error)(f"{trial.label}: {error}")
+        else:
+            wanted.append(trial)
+    if failure is not None and not wanted:
+        raise failure
+    records = [
+        TrialRecord(
+            name=one.name,
+            point=one.point,
+            seed=one.seed,
+            status="failed",
+            error=one.reason,
+            num_samples=0,
+        )
+        for one in refused
+    ]
+    return wanted, records
 
 
 @contextmanager
@@ -345,10 +382,9 @@ def report(folder: Store) -> str:
 
 
 def _summarise(
-    config: SweepConfig, runs: Sequence[TrialRun], folder: RunFolder, tracked: TrackedRun
+    config: SweepConfig, records: Sequence[TrialRecord], folder: RunFolder, tracked: TrackedRun
 ) -> None:
     """Tell MLflow how many trials came to which end, and the best; and write the report."""
-    records = [run.record for run in runs]
     ends = Counter(record.status for record in records)
     values = {f"sweep/{end}": float(ends[end]) for end in ("finished", "stopped", "failed")}
     best = best_of(scores(records, config.metric, config.mode))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lotlip.errors import ConfigError
+from lotlip.errors import ConfigError, UnknownKeyError
 from lotlip_platform.config import build_config, flat, load_values, with_values
 from lotlip_platform.train_config import TrainConfig
 
@@ -157,15 +157,32 @@ def label(point: Mapping[str, Any]) -> str:
     return ", ".join(value if key == ARM else f"{key}={_short(value)}" for key, value in pairs)
 
 
-def trials(config: SweepConfig, runs: str) -> list[Trial]:
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A point and seed that can't be trained."""
+
+    name: str
+    point: dict[str, Any]
+    seed: int
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """The point for people."""
+        return label(self.point)
+
+
+def trials(config: SweepConfig, runs: str) -> tuple[list[Trial], list[Refused]]:
     """All trials, seed by seed, so that each point is seen early; `runs` is where they lie.
 
-    Raises: ConfigError for a key that doesn't exist, and a point that can't be trained.
+    And what is no trial, since its values don't go together. Raises: ConfigError for a key that
+    doesn't exist, and where no point can be trained.
     """
     for group in (config.set, config.space, *config.arms.values()):
         _check_keys(group)
     base = with_values(load_values(config.train), config.set)
     found: dict[str, Trial] = {}
+    refused: dict[str, Refused] = {}
     for seed, (point, values) in itertools.product(config.seeds, list(_points(config))):
         name = _name(point, seed)
         common = {
@@ -181,10 +198,16 @@ def trials(config: SweepConfig, runs: str) -> list[Trial]:
         try:
             built = build_config(TrainConfig, with_values(with_values(base, values), common))
             _check(built, config)
-        except ConfigError as error:
+        except UnknownKeyError as error:
             raise ConfigError(f"{label(point)}: {error}") from error
-        found[name] = Trial(name=name, point=point, seed=seed, config=built)
-    return list(found.values())
+        except ConfigError as error:
+            refused[name] = Refused(name=name, point=point, seed=seed, reason=str(error))
+        else:
+            found[name] = Trial(name=name, point=point, seed=seed, config=built)
+    if not found:
+        first = next(iter(refused.values()))
+        raise ConfigError(f"{first.label}: {first.reason}")
+    return list(found.values()), list(refused.values())
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:

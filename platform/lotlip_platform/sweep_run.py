@@ -46,13 +46,10 @@ class Preparation:
         self._data: dict[str, str] = {}
 
     def check(self, trial: Trial) -> Manifest:
-        """The manifest of its data. Raises: ConfigError, DataError that name the trial."""
+        """The manifest of its data. Raises: ConfigError, DataError."""
         key = _key(trial.config, "data", "captions", "eval", "cluster", "train.global_batch")
         if key not in self._manifests:
-            try:
-                self._manifests[key] = checked_data(trial.config)
-            except LotlipError as error:
-                raise type(error)(f"{trial.label}: {error}") from error
+            self._manifests[key] = checked_data(trial.config)
         return self._manifests[key]
 
     def tokenizer(self, config: TrainConfig, manifest: Manifest) -> Tokenizer:
@@ -140,8 +137,10 @@ class TrialRun:
             name=trial.name,
             point=trial.point,
             seed=trial.seed,
-            num_samples=trial.config.train.num_steps * trial.config.train.global_batch,
+            num_samples=0,
         )
+        train = trial.config.train
+        self.record.num_samples = train.num_steps * train.global_batch
         self.record.num_cpus = num_workers * cluster.cpus_per_worker
         self.record.num_gpus = num_workers * cluster.gpus_per_worker
         self.between_s = 0.0

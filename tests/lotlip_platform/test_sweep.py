@@ -196,10 +196,15 @@ def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(
 def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
     base: Path, tmp_path: Path
 ) -> None:
-    space = {"optim.lr": [1e-3, 1e30]}
-    result, _ = run(sweep_config(base, tmp_path, space=space, seeds=[0]))
-    good, bad = result.records
-    assert (good.status, bad.status) == ("finished", "failed")
+    space = {"optim.lr": [1e-3, 1e30, -1.0]}
+    result, events = run(sweep_config(base, tmp_path, space=space, seeds=[0]))
+    _, bad, impossible = result.records
+    assert statuses(result) == ["finished", "failed", "failed"]
+    assert impossible.error == "optim.lr=-1.0 must be above 0"
+    failed = [event["trial"].name for event in events if event.get("status") == "failed"]
+    assert set(failed) == {bad.name, impossible.name}
+    page = (tmp_path / "tokens" / "report" / "report.html").read_text()
+    assert page.count('class="failed"') == 2
     assert "the loss is" in bad.error or "the gradient" in bad.error
     assert bad.error.startswith("step ")
     runs = {r.info.run_name: r for r in MlflowClient(tracking.tracking_uri()).search_runs(["1"])}

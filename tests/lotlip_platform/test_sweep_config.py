@@ -25,7 +25,9 @@ def trials_of(folder: Path, **changes: Any) -> list[Trial]:
     file = folder / "base.yaml"
     file.write_text(yaml.safe_dump(BASE))
     values = {"name": "sweep", "train": str(file), "space": {"optim.lr": [1e-3]}} | changes
-    return trials(build_config(SweepConfig, values), "runs")
+    found, refused = trials(build_config(SweepConfig, values), "runs")
+    assert not refused
+    return found
 
 
 def test_every_value_meets_every_other_with_every_seed(tmp_path: Path) -> None:
@@ -124,9 +126,30 @@ def test_what_can_not_be_swept_is_told(
 @pytest.mark.parametrize("name", [n for n in shipped_configs() if n.startswith("sweep/")])
 def test_shipped_sweeps_are_whole(name: str) -> None:
     config = load_config(SweepConfig, name)
-    assert trials(config, "runs")
+    found, refused = trials(config, "runs")
+    assert found
+    assert not refused
     assert build_config(SweepConfig, yaml.safe_load(dump_config(config))) == config
 
 
 def test_the_demo_is_of_eight_trials() -> None:
-    assert len(trials(load_config(SweepConfig, "sweep/scenes"), "runs")) == 8
+    assert len(trials(load_config(SweepConfig, "sweep/scenes"), "runs")[0]) == 8
+
+
+def test_a_point_whose_values_do_not_go_together_is_refused_and_the_others_are_trained(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(yaml.safe_dump(BASE))
+    space = {"model.text.num_heads": [2, 3], "optim.lr": [1e-3, 1e-2]}
+    values = {"name": "sweep", "train": str(file), "space": space}
+    found, refused = trials(build_config(SweepConfig, values), "runs")
+    assert [trial.point["model.text.num_heads"] for trial in found] == [2, 2]
+    assert [one.point["model.text.num_heads"] for one in refused] == [3, 3]
+    assert {one.reason for one in refused} == {
+        "model.text.num_heads=3 must divide model.text.width=32"
+    }
+    # A key that doesn't exist is no point: it is told before anything is trained.
+    arms = {"right": {"optim.lr": 1e-3}, "wrong": {"optim.rl": 1e-3}}
+    with pytest.raises(ConfigError, match=r"wrong: unknown key optim\.rl; did you mean optim\.lr"):
+        trials(build_config(SweepConfig, {**values, "space": {}, "arms": arms}), "runs")
