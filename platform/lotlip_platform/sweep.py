@@ -27,7 +27,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from lotlip.configuration import to_dict
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
+from lotlip.errors import CheckpointError, ClusterError, ConfigError, DataError, LotlipError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import ClusterConfig, check_resources, connected
 from lotlip_platform.config import dump_config, load_config, shipped_configs
@@ -76,8 +76,9 @@ class SweepResult:
 def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     """Train all trials, or those that the sweep of this name has not trained yet.
 
-    Raises: LotlipError, before anything is written for what is wrong with the config or the data;
-    KeyboardInterrupt when it was stopped, once the trials have saved.
+    A trial that can't be trained has failed. Raises: LotlipError, before anything is written for
+    what is wrong with the config, or with the data of all trials; KeyboardInterrupt when it was
+    stopped, once the trials have saved.
     """
     folder = RunFolder(_store(config))
     uri = tracking.tracking_uri(config.tracking.uri)
@@ -87,7 +88,8 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     with connected():
         for cluster in {trial.config.cluster for trial in wanted}:
             check_resources(cluster)
-        with owned(folder) as owner, ThreadPoolExecutor(max_workers=1) as beside:
+        with owned(folder) as owner:
+            beside = ThreadPoolExecutor(max_workers=1)
             parent = Parent(config, folder, uri, owner, ledger, beside)
             runs = [TrialRun(trial, known.get(trial.name), parent, watch) for trial in wanted]
             for run in runs:
@@ -95,20 +97,18 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
             names = [trial.name for trial in (*wanted, *refused)]
             kept = {**to_dict(config), "trials": names}
             folder.store.write(_CONFIG, json.dumps(kept, indent=1).encode())
-            with _tracked(config, uri, folder, watch) as tracked, stop_signals() as request:
-                for record in refused:
-                    ledger.write(record)
-                    watch({"kind": "trial", "status": record.status, "trial": record})
-                for run in runs:
-                    run.prepare(preparation)
-                follower = _Follower(config, runs, owner, tracked, request, watch)
-                if not all(run.was_over for run in runs):
+            tracking_run = _tracked(config, uri, folder, watch)
+            with tracking_run as tracked, stop_signals() as request, beside:
+                records = [_refused(one, known.get(one.name), ledger, watch) for one in refused]
+                ready = _prepared(runs, preparation)
+                follower = _Follower(config, ready, owner, tracked, request, watch)
+                if not all(run.was_over for run in ready):
                     follower.fit()
                 if request.by:
                     raise KeyboardInterrupt(
                         f"stopped by {request.by}, trials saved; the same command goes on from here"
                     )
-                records = [*(run.record for run in runs), *refused]
+                records = [*(run.record for run in runs), *records]
                 _summarise(config, records, folder, tracked)
     between = [run.between_s for run in runs if run.between_s]
     return SweepResult(
@@ -121,9 +121,35 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
     )
 
 
+def _prepared(runs: Sequence[TrialRun], preparation: Preparation) -> list[TrialRun]:
+    """Those that can be prepared; the others have failed. Raises: LotlipError if none can be."""
+    ready, failure = [], None
+    for run in runs:
+        try:
+            run.prepare(preparation)
+        except (ConfigError, CheckpointError) as error:
+            run.refuse(str(error))
+            failure = failure or type(error)(f"{run.trial.label}: {error}")
+        else:
+            ready.append(run)
+    if failure is not None and not ready:
+        raise failure
+    return ready
+
+
+def _refused(one: Refused, known: TrialRecord | None, ledger: Ledger, watch: Watch) -> TrialRecord:
+    """Its record; what was trained when it still could be stays as it is."""
+    record = known or TrialRecord(name=one.name, point=one.point, seed=one.seed, num_samples=0)
+    if not record.is_over:
+        record.status, record.error = "failed", one.reason
+        ledger.write(record)
+        watch({"kind": "trial", "status": record.status, "trial": record})
+    return record
+
+
 def _trainable(
     config: SweepConfig, runs: str, preparation: Preparation
-) -> tuple[list[Trial], list[TrialRecord]]:
+) -> tuple[list[Trial], list[Refused]]:
     """The trials, and those that can't be trained, by their config or for their data.
 
     Raises: ConfigError, DataError where that is so for all.
@@ -141,18 +167,7 @@ def _trainable(
             wanted.append(trial)
     if failure is not None and not wanted:
         raise failure
-    records = [
-        TrialRecord(
-            name=one.name,
-            point=one.point,
-            seed=one.seed,
-            status="failed",
-            error=one.reason,
-            num_samples=0,
-        )
-        for one in refused
-    ]
-    return wanted, records
+    return wanted, refused
 
 
 @contextmanager
@@ -234,7 +249,8 @@ class _Follower(tune.Callback):
             for run in runs:
                 run.end("running")  # those that are not through
             for run in runs:
-                run.settle()
+                with self._troubled():
+                    run.settle()
             shutil.rmtree(storage / name, ignore_errors=True)
         if self._trouble is not None:
             raise self._trouble
@@ -267,6 +283,8 @@ class _Follower(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         with self._troubled():
             self._owner.check()
+            for run in self._runs.values():
+                run.settle(wait=False)
         self._tracked.attend()
         waiting = [trial for trial in trials if not trial.is_finished()]
         if not waiting or any(trial.status == "RUNNING" for trial in waiting):
@@ -351,13 +369,14 @@ def find_sweep(name: str, overrides: Sequence[str] = ()) -> Store:
 
     Raises: ConfigError.
     """
-    if "://" in name or Path(name, _CONFIG).is_file():
+    for folder in (Path(name).expanduser(), home() / "sweeps" / name):
+        if (folder / _CONFIG).is_file():
+            return open_store(str(folder))
+    if "://" in name:
         return open_store(name)
-    at_home = open_store(str(home() / "sweeps")).at(name)
-    if at_home.exists(_CONFIG):
-        return at_home
     for config in (name, f"sweep/{name}"):
-        if config in shipped_configs() or Path(config).is_file():
+        is_shipped = config.removesuffix(".yaml") in shipped_configs()
+        if is_shipped or Path(config).expanduser().is_file():
             return _store(load_config(SweepConfig, config, overrides))
     raise ConfigError(f"there is no sweep {name}: give its config, or its address")
 

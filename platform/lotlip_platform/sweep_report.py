@@ -76,11 +76,13 @@ def _compared(best: Score, whole: Sequence[Score], metric: str, mode: str) -> li
         if told is None:
             undecided.append(f"{other.label} (one seed)")
             continue
-        low, high = sorted((told.low, told.high))
-        ahead = low > 0 if mode == "max" else high < 0
-        text = f"{other.label} by {100 * abs(told.value):.1f} points"
+        low, high = told.low, told.high
+        if mode == "min":
+            low, high = -high, -low
+        ahead_by = told.value if mode == "max" else -told.value
+        text = f"{other.label} by {100 * ahead_by:.1f} points"
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"
-        (behind if ahead else undecided).append(text)
+        (behind if low > 0 else undecided).append(text)
     lines = []
     if behind:
         lines.append(f"It is ahead of {'; '.join(behind)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from lotlip.configuration import to_dict
 from lotlip.data.manifest import Manifest
-from lotlip.errors import ConfigError, LotlipError
+from lotlip.errors import ConfigError, DataError, LotlipError
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform.cluster import store_environment
 from lotlip_platform.config import flat
@@ -41,7 +42,7 @@ class Preparation:
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests: dict[str, Manifest | LotlipError] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._data: dict[str, str] = {}
 
@@ -49,8 +50,14 @@ class Preparation:
         """The manifest of its data. Raises: ConfigError, DataError."""
         key = _key(trial.config, "data", "captions", "eval", "cluster", "train.global_batch")
         if key not in self._manifests:
-            self._manifests[key] = checked_data(trial.config)
-        return self._manifests[key]
+            try:
+                self._manifests[key] = checked_data(trial.config)
+            except (ConfigError, DataError) as error:  # the same for all: asked for once
+                self._manifests[key] = error
+        found = self._manifests[key]
+        if isinstance(found, LotlipError):
+            raise found
+        return found
 
     def tokenizer(self, config: TrainConfig, manifest: Manifest) -> Tokenizer:
         """As `make_tokenizer` makes it; the captions are read once."""
@@ -94,11 +101,12 @@ class Parent:
 
 
 class Throughput:
-    """Samples and text tokens a second, over all of training that was told of."""
+    """Samples and text tokens a second, over all steps of this start of the sweep."""
 
-    def __init__(self, global_batch: int) -> None:
+    def __init__(self, global_batch: int, *, resumes: bool = False) -> None:
+        """Of training that `resumes` nobody knows at which step: it counts from the first log."""
         self._global_batch = global_batch
-        self._step = 0
+        self._step = math.inf if resumes else 0
         self._samples = self._tokens = self._seconds = 0.0
 
     def take(self, step: int, values: Mapping[str, float]) -> None:
@@ -150,7 +158,7 @@ class TrialRun:
         self._stack = ExitStack()
         self._listener: Listener | None = None
         self._ending: Future[str] | None = None
-        self._throughput = Throughput(trial.config.train.global_batch)
+        self._throughput = Throughput(train.global_batch, resumes=bool(self.record.results))
 
     @property
     def seconds(self) -> float:
@@ -185,29 +193,39 @@ class TrialRun:
         self.record.status, self.record.error = "running", ""
         self._parent.ledger.write(self.record)
 
+    def refuse(self, reason: str) -> None:
+        """It can't be prepared."""
+        self.record.status, self.record.error = "failed", reason
+        self._parent.ledger.write(self.record)
+        self._tell({"kind": "trial", "status": "failed"})
+
     def _take_result(self) -> None:
-        """Of training that was done when the driver was killed, before it heard of that."""
+        """Of training that was done when the driver was killed, before it was wound up."""
         result = self._folder.read_result()
         if result is None or not result["metrics"]:
             return
-        self._add(self.record.num_samples, result["metrics"], self.seconds)
-        self.record.status, self.record.error, self.was_over = "finished", "", True
-        self._parent.ledger.write(self.record)
+        if self.record.samples_seen < self.record.num_samples:
+            self._add(self.record.num_samples, result["metrics"], self.seconds)
+        self.start()
+        self.end("finished")
+        self.settle()
+        self.was_over = True
 
     def _add(self, samples: int, metrics: dict[str, Any], seconds: float) -> None:
-        self.record.results.append(
+        """The result at so many samples; after a failure some come again."""
+        results = self.record.results
+        speed = self._throughput.means or (results[-1]["speed"] if results else {})
+        while results and results[-1]["samples"] >= samples:
+            results.pop()
+        results.append(
             {
                 "samples": samples,
                 "metrics": metrics,
-                "speed": self._throughput.means or self._last_speed,
+                "speed": speed,
                 "seconds": seconds,
                 "time_ms": int(time.time() * 1000),
             }
         )
-
-    @property
-    def _last_speed(self) -> dict[str, float]:
-        return self.record.results[-1]["speed"] if self.record.results else {}
 
     def for_tune(self) -> dict[str, Any]:
         """What `TrialActor` gets."""
@@ -285,10 +303,10 @@ class TrialRun:
         if self._life != result["life"]:  # Tune has started it, for the first time or anew
             self._life, self._before_s = result["life"], self.seconds
         self._add(result["samples"], result["metrics"], self._before_s + result["seconds"])
+        self._parent.ledger.write(self.record)
         if result["through"]:
             self.end("finished")
         else:
-            self._parent.ledger.write(self.record)
             self._tell({"kind": "trial", "status": "running"})
 
     def end(self, status: Status, error: str = "") -> None:
@@ -303,13 +321,18 @@ class TrialRun:
         self._ending = self._parent.beside.submit(self._wind_up, listener)
         self._tell({"kind": "trial", "status": status})
 
-    def settle(self) -> None:
-        """Wait until its end is written down; a trial of which something was lost has failed."""
-        if self._ending is not None and (failure := self._ending.result()):
+    def settle(self, *, wait: bool = True) -> None:
+        """See to it that its end is written down; a trial of which something was lost has failed.
+
+        Raises: LotlipError if that can't be done.
+        """
+        if self._ending is None or not (wait or self._ending.done()):
+            return
+        ending, self._ending = self._ending, None
+        if failure := ending.result():
             self.record.status, self.record.error = "failed", failure
             self._parent.ledger.write(self.record)
             self._tell({"kind": "trial", "status": "failed"})
-        self._ending = None
 
     def _wind_up(self, listener: Listener | None) -> str:
         """Write down how it ended; why it failed after all, if it did."""

@@ -120,7 +120,7 @@ def checked_data(config: TrainConfig) -> Manifest:
     EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
     worker_counts(config.cluster, order.num_streams)
     if config.captions.num_sub_captions:
-        _check_captioners(config, manifest)
+        _check_captioners("data.train", config.data.train, manifest, *config.captions.captioners)
     if config.data.features:
         open_store(config.data.features).exists(manifests.NAME)  # reaches it, or says why not
     if config.eval.data:
@@ -130,15 +130,17 @@ def checked_data(config: TrainConfig) -> Manifest:
                 f"eval.data={config.eval.data} has {held_out.num_samples} samples, "
                 f"eval.num_samples={config.eval.num_samples} were asked for"
             )
+        if config.eval.captioner:
+            _check_captioners("eval.data", config.eval.data, held_out, config.eval.captioner)
     return manifest
 
 
-def _check_captioners(config: TrainConfig, manifest: Manifest) -> None:
+def _check_captioners(key: str, uri: str, manifest: Manifest, *asked: str) -> None:
     has = [name.removeprefix("long.") for name in manifest.captions if name.startswith("long.")]
-    missing = [name for name in config.captions.captioners if name not in has]
+    missing = [name for name in asked if name not in has]
     if missing or not has:
         raise DataError(
-            f"data.train={config.data.train} has no long captions"
+            f"{key}={uri} has no long captions"
             f"{f' by {missing[0]}' if missing else ''}; it has: {', '.join(has) or 'none'}"
         )
 

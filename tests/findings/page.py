@@ -14,7 +14,9 @@ import torch
 from claims import (
     ARMS,
     LONG_METRICS,
+    LOTLIP,
     SHORT_METRICS,
+    WEIGHTED,
     Claim,
     Difference,
     Scores,
@@ -46,7 +48,11 @@ def findings_page(
     found = claims(arms, lengths)
     summary = "\n".join(f"| {claim.text} | **{claim.verdict}** |" for claim in found)
     details = "\n".join(_section(number, claim) for number, claim in enumerate(found, 1))
-    same_weight = [*_at_same_weight(weights), *_at_same_weight(sizes)]
+    same_weight = [
+        *compare(arms, LOTLIP, WEIGHTED, _METRICS),
+        *_at_same_weight(weights),
+        *_at_same_weight(sizes),
+    ]
     return f"""# Findings
 
 What the paper (Wu et al. 2024) finds, asked again in miniature: procedural scenes, a locked image
@@ -82,9 +88,10 @@ long caption as those of LoTLIP give it.
 ## {_WEIGHT}
 
 m corner tokens are m more terms of the long caption in the loss: with m = 2 the short caption has a
-quarter of it, with m = 0 a half. So each share is tried with and without corner tokens
-(`sweep/weights`), after one epoch and after three, and in a smaller and a larger text tower after
-two (`sweep/weights_size`; the others have a width of 64).
+quarter of it, with m = 0 a half. LoTLIP and its control above have seen two epochs. Each share is
+tried with and without corner tokens (`sweep/weights`) after one epoch and after three, and a
+quarter also in a smaller and a larger text tower after two (`sweep/weights_size`; the others have a
+width of 64).
 
 {_table(weights)}
 

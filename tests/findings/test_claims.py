@@ -110,7 +110,7 @@ def test_the_page_tells_where_corner_tokens_are_ahead_at_the_same_weight() -> No
     page = findings_page(arms(), length, weights(0.6), weights(0.6), num_tested=2000)
     told = "ahead in `long_text_to_image_r1` (short 1/4, num_samples=100)"
     assert page.count(told.removeprefix("ahead in ")) == 2
-    assert told in page
+    assert "(LoTLIP); `short" in page  # 0.1 ahead of its control, in all three
     assert "| Corner tokens bring some of that back. | **reproduced** |" in page
     assert "+10.0 [" in page
     assert "nan" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +25,11 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
 from lotlip.data.store import FolderStore
-from lotlip.errors import ClusterError, ConfigError
+from lotlip.errors import ClusterError, ConfigError, LotlipError
 from lotlip_platform import tracking
 from lotlip_platform.config import build_config
 from lotlip_platform.journal import journals
-from lotlip_platform.sweep import SweepResult, report, sweep
+from lotlip_platform.sweep import SweepResult, find_sweep, report, sweep
 from lotlip_platform.sweep_config import SweepConfig
 from lotlip_platform.sweep_ledger import Ledger, TrialRecord
 from lotlip_platform.sweep_run import Throughput
@@ -374,3 +375,53 @@ def test_throughput_is_that_of_all_steps_not_of_the_last_ones() -> None:
     before = found.means
     found.take(20, {"train/samples_per_s": 10.0, "train/tokens_per_s": 100.0})  # again, from 10
     assert found.means == before
+
+
+def test_a_sweep_is_found_by_its_config_its_name_and_its_address(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sweep/arms", "arms", "sweep/arms.yaml", "s3://lotlip/sweeps/arms"):
+        assert find_sweep(name).uri == "s3://lotlip/sweeps/arms"
+    assert find_sweep("arms", ["name=other"]).uri == "s3://lotlip/sweeps/other"
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump({"name": "mine", "train": str(base), "space": {"optim.lr": [1]}})
+    )
+    monkeypatch.setenv("LOTLIP_HOME", str(tmp_path / "home"))
+    mine = tmp_path / "home" / "sweeps" / "mine"
+    assert find_sweep(str(file)).uri == str(mine)
+    with pytest.raises(ConfigError, match="there is no sweep mine: give its config, or its addr"):
+        find_sweep("mine")
+    mine.mkdir(parents=True)
+    (mine / "sweep.json").write_text("{}")
+    for name in ("mine", str(mine)):
+        assert find_sweep(name).uri == str(mine)
+
+
+@pytest.mark.slow
+def test_a_point_whose_data_or_weights_are_gone_fails_alone_and_keeps_what_it_had(
+    base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base.parent / "train", tmp_path / "copy")
+    space = {"data.train": [str(base.parent / "train"), str(tmp_path / "copy")]}
+    first, _ = run(sweep_config(base, tmp_path, space=space, seeds=[0]))
+    assert statuses(first) == ["finished", "finished"]
+    shutil.rmtree(tmp_path / "copy")
+    again, _ = run(sweep_config(base, tmp_path, space=space, seeds=[0]))
+    assert [r.results for r in again.records] == [r.results for r in first.records]
+    more = {"model.image.pretrained": ["", "/no/weights"]}
+    config = sweep_config(base, tmp_path, name="weights", space=more, seeds=[0])
+    result, _ = run(config)
+    assert statuses(result) == ["finished", "failed"]
+    assert "/no/weights" in result.records[1].error
+    with pytest.raises(LotlipError, match="/no/weights"):
+        run(
+            sweep_config(
+                base,
+                tmp_path,
+                name="none",
+                space={"optim.lr": [1e-3]},
+                seeds=[0],
+                set={"model": {"image": {"pretrained": "/no/weights"}}},
+            )
+        )
