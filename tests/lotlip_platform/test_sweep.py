@@ -136,6 +136,7 @@ def left_behind() -> list[str]:
     return [state for state in states if state not in ("DEAD", "REMOVED")]
 
 
+@pytest.mark.slow
 def test_a_second_start_trains_nothing_again_but_what_is_new(base: Path, tmp_path: Path) -> None:
     first, _ = run(sweep_config(base, tmp_path, seeds=[0]))
     before = {r.name: json.dumps(dataclasses.asdict(r)) for r in first.records}
