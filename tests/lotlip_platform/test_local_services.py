@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -214,12 +215,14 @@ def test_ray_comes_up_on_this_machine_only_and_leaves_nothing_behind() -> None:
     expected = f"workers see {found['s3'].url} PASSIVE {ray.address} {local_services._num_cpus()}.0"
     assert expected in output.stdout, output.stderr
     family = [psutil.Process(ray.pid), *psutil.Process(ray.pid).children(recursive=True)]
-    listening = {
-        connection.laddr.ip.removeprefix("::ffff:")
-        for process in family
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    listening = set()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the script's own may just have ended
+            listening |= {
+                connection.laddr.ip.removeprefix("::ffff:")
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            }
     assert listening == {"127.0.0.1"}
     start = time.monotonic()
     assert local_services.down() == ["s3", "ray"]
