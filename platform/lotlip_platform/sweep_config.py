@@ -166,11 +166,6 @@ class Refused:
     seed: int
     reason: str
 
-    @property
-    def label(self) -> str:
-        """The point for people."""
-        return label(self.point)
-
 
 def trials(config: SweepConfig, runs: str) -> tuple[list[Trial], list[Refused]]:
     """All trials, seed by seed, so that each point is seen early; `runs` is where they lie.
@@ -206,7 +201,7 @@ def trials(config: SweepConfig, runs: str) -> tuple[list[Trial], list[Refused]]:
             found[name] = Trial(name=name, point=point, seed=seed, config=built)
     if not found:
         first = next(iter(refused.values()))
-        raise ConfigError(f"{first.label}: {first.reason}")
+        raise ConfigError(f"{label(first.point)}: {first.reason}")
     return list(found.values()), list(refused.values())
 
 

@@ -56,8 +56,8 @@ def findings_page(
     return f"""# Findings
 
 What the paper (Wu et al. 2024) finds, asked again in miniature: procedural scenes, a locked image
-tower, text towers of two layers. `make findings` trains all of it, which takes an hour and a half
-on two cores, and writes this page ({_machine()}).
+tower, text towers of two layers. `make findings` trains all of it and writes this page
+({_machine()}).
 
 {_seeds(arms)} seeds of first weights, order and captions; one training set, and {num_tested:,}
 held-out scenes of the split `test`, on which nothing was chosen: intervals are over seeds, not over

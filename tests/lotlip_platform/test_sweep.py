@@ -231,7 +231,7 @@ def test_a_budget_ends_the_sweep_and_a_larger_one_has_it_go_on(base: Path, tmp_p
 def test_a_sweep_whose_trials_get_no_room_ends_and_tells_so(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lotlip_platform.sweep._STARVED_S", 3.0)
+    monkeypatch.setattr("lotlip_platform.sweep_follower._STARVED_S", 3.0)
     taken = placement_group([{"CPU": 2}])
     ray.get(taken.ready())
     try:
