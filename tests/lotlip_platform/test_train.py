@@ -117,9 +117,11 @@ def losses(events: list[dict[str, Any]]) -> dict[int, float]:
 
 
 def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    result, events = run(values(data, tmp_path, train__eval_every_steps=4))
+    monkeypatch.chdir(data)
+    changes = {"train__eval_every_steps": 4, "data__train": "train"}  # relative to where it runs
+    result, events = run(values(data, tmp_path, **changes))
     assert sorted(losses(events)) == list(range(1, 9))
     assert result.model_uri == "models:/lotlip/1"
     found = mlflow_run(result.run_id)
@@ -140,28 +142,12 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
     names = {path.name for path in (tmp_path / "tiny" / "checkpoints").iterdir()}
     assert names >= {"step-00000006", "step-00000008"}
 
-    again, events = run(values(data, tmp_path, train__eval_every_steps=4))
+    again, events = run(values(data, tmp_path, **changes))
     assert again == result
     assert [event["kind"] for event in events] == ["note"]
 
     with pytest.raises(ConfigError, match=r"another train\.seed=0"):
-        run(values(data, tmp_path, train__eval_every_steps=4, train__seed=1))
-
-
-def test_one_worker_and_two_learn_the_same(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(data)
-    changes = {"tracking__registered_model": "", "eval__data": "", "train__num_samples": 128}
-    changes |= {"data__train": "train", "train__trace": True}  # relative to where it runs
-    _, two = run(values(data, tmp_path / "2", **changes))
-    _, one = run(values(data, tmp_path / "1", cluster__num_workers=1, **changes))
-    assert losses(one).keys() == losses(two).keys()
-    for step, loss in losses(one).items():
-        assert losses(two)[step] == pytest.approx(loss, abs=1e-5)
-    assert trace_of(tmp_path / "1") == trace_of(tmp_path / "2")
-    assert len(trace_of(tmp_path / "1")) == 4
-    assert not list((tmp_path / "1").glob("tiny/trace/*"))
+        run(values(data, tmp_path, train__seed=1, **changes))
 
 
 def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
@@ -170,6 +156,7 @@ def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
     changes = {
         "model": {"preset": "tiny", "image": {"locked_layers": -1}},
         "augment": {"min_crop_area": 1.0},
+        "cluster__num_workers": 1,
         "tracking__registered_model": "",
     }
     on_pixels, of_pixels = run(values(data, tmp_path / "pixels", **changes))
@@ -186,6 +173,7 @@ def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
         computed.saving,
     )
     result, events = run(values(data, tmp_path / "runs", **changes))
+    assert "features" not in {event["kind"] for event in events}  # they were there
     notes = [event["text"] for event in events if event["kind"] == "note"]
     assert f"features of the locked image tower: {computed.saving}" in notes
     assert losses(events) == pytest.approx(losses(of_pixels), abs=1e-5)
@@ -194,13 +182,10 @@ def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
     (kept,) = (tmp_path / "features").iterdir()
     written = {path: path.stat().st_mtime_ns for path in kept.glob("*.tar")}
     (kept / "manifest.json").unlink()  # as if interrupted behind the last shard
-    changes["name"] = "again"
-    _, events = run(values(data, tmp_path / "runs", **changes))
+    events = []
+    precompute(config, events.append)
     assert "features" in {event["kind"] for event in events}
     assert {path: path.stat().st_mtime_ns for path in kept.glob("*.tar")} == written
-    changes["name"] = "third"
-    _, events = run(values(data, tmp_path / "runs", **changes))
-    assert "features" not in {event["kind"] for event in events}
 
 
 def test_features_are_refused_where_the_tower_learns_or_images_vary(data: Path, tmp_path: Path):
@@ -308,6 +293,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_other_workers(
     assert min(losses(after)) == at + 1
     assert together == pytest.approx(expected, abs=1e-5)
     assert trace_of(tmp_path) == trace_of(store)
+    assert len(trace_of(tmp_path)) == 50
+    assert not list(tmp_path.glob("tiny/trace/*"))  # the workers' parts are joined
 
 
 @pytest.fixture
@@ -325,6 +312,7 @@ def test_a_second_signal_ends_the_run_at_once(data: Path, tmp_path: Path):
             os.kill(os.getpid(), signal.SIGINT)
 
     changes = {"train__num_samples": 12_800, "tracking__registered_model": "", "eval__data": ""}
+    changes["cluster__num_workers"] = 1
     config = build_config(TrainConfig, values(data, tmp_path, **changes))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt) as interrupt:
@@ -396,6 +384,7 @@ def test_workers_that_need_too_much_memory_save_before_they_are_given_up(
         "train__save_every_steps": 1000,
         "cluster__max_memory_gb": 0.05,
         "cluster__max_failures": 0,
+        "cluster__num_workers": 1,
         "eval__data": "",
     }
     failed = r"training failed 1 times, last with: worker . \(.*\) uses 0\..* GB of memory, more"
@@ -416,6 +405,7 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
         "tracking__registered_model": "",
         "eval__data": "",
         "data__max_bad_fraction": 0.01,
+        "cluster__num_workers": 1,
         "data__train": "s3://lotlip-train/few",
     }
     result, events = run(values(data, "s3://lotlip-train/runs", **changes))
