@@ -29,11 +29,12 @@ from lotlip.evaluate.figures import Hit, retrieval_sheet
 from lotlip.evaluate.ranks import retrieval_ranks
 from lotlip.evaluate.retrieval import (
     RECALL_AT,
+    Answers,
     Interval,
-    recall_at,
-    retrieval_report,
+    answers_at,
+    retrieval_answers,
 )
-from lotlip.evaluate.zero_shot import classifier, zero_shot_report
+from lotlip.evaluate.zero_shot import classifier, zero_shot_answers
 from lotlip.images import decode
 from lotlip.model import LoTLIP
 from lotlip.model.image_tower import ImageTower
@@ -67,8 +68,13 @@ class Report:
 
     benchmark: str
     num_samples: int
-    metrics: dict[str, Interval] = field(default_factory=dict)
-    """Shares from 0 to 1 with their 95% intervals, by names such as `long_text_to_image_r1`."""
+    answers: dict[str, Answers] = field(default_factory=dict)
+    """By names such as `long_text_to_image_r1`."""
+
+    @cached_property
+    def metrics(self) -> dict[str, Interval]:
+        """Shares from 0 to 1 with their 95% intervals."""
+        return {name: answers.interval() for name, answers in self.answers.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +145,15 @@ class Benchmark:
             long_ND=encode(self._long),
         )
         images_ND = features.image_ND
-        metrics = _prefixed("long", _caption_retrieval(images_ND, features.long_ND, self._long))
+        answers = _prefixed("long", _caption_retrieval(images_ND, features.long_ND, self._long))
         found = _caption_retrieval(images_ND, encode(headless), headless)
-        metrics |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
+        answers |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
         if self.name == "scenes":
-            metrics |= self._scene_metrics(model, features)
+            answers |= self._scene_answers(model, features)
         else:
             short = _caption_retrieval(images_ND, features.short_ND, shorts)
-            metrics |= _prefixed("short", short)
-        return Report(benchmark=self.name, num_samples=len(shorts), metrics=metrics), features
+            answers |= _prefixed("short", short)
+        return Report(benchmark=self.name, num_samples=len(shorts), answers=answers), features
 
     def _pooled_by(self, model: LoTLIP) -> Tensor:
         tower = model.image_tower
@@ -159,11 +165,11 @@ class Benchmark:
             self._pooled = tower, pooled_ND
         return pooled_ND
 
-    def _scene_metrics(self, model: LoTLIP, features: Features) -> dict[str, Interval]:
+    def _scene_answers(self, model: LoTLIP, features: Features) -> dict[str, Answers]:
         def encode(texts: Sequence[str]) -> Tensor:
             return embed_texts(model, texts)
 
-        metrics = _prefixed("short", self._fact_retrieval(features))
+        answers = _prefixed("short", self._fact_retrieval(features))
         tasks: list[tuple[str, Sequence[str], Callable[[scenes.Scene], int]]] = [
             ("class", scenes.CLASSES, lambda scene: scenes.CLASSES.index(scene.kind)),
             ("colour_class", scenes.label_classes(), scenes.label_index),
@@ -171,11 +177,11 @@ class Benchmark:
         for task, phrases, label in tasks:
             prompts = [scenes.class_prompts(phrase) for phrase in phrases]
             labels_N = torch.tensor([label(scene) for scene in self._pictured])
-            report = zero_shot_report(features.image_ND, classifier(encode, prompts), labels_N)
-            metrics |= _prefixed(f"{task}_zero_shot", report)
-        return metrics
+            found = zero_shot_answers(features.image_ND, classifier(encode, prompts), labels_N)
+            answers |= _prefixed(f"{task}_zero_shot", found)
+        return answers
 
-    def _fact_retrieval(self, features: Features) -> dict[str, Interval]:
+    def _fact_retrieval(self, features: Features) -> dict[str, Answers]:
         """Short captions find any scene they are true of; those that state nothing take no part."""
         telling, true_TN = self._true
         text_TD = features.short_ND[telling]
@@ -183,8 +189,8 @@ class Benchmark:
         told = true_TN.any(dim=0)
         images_ND = features.image_ND[told]
         to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_TN.T[told][a:b])
-        report = {f"image_to_text_r{k}": recall_at(to_text, k) for k in RECALL_AT}
-        return report | {f"text_to_image_r{k}": recall_at(to_image, k) for k in RECALL_AT}
+        found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
+        return found | {f"text_to_image_r{k}": answers_at(to_image, k) for k in RECALL_AT}
 
     @cached_property
     def _pictured(self) -> list[scenes.Scene]:
@@ -236,10 +242,10 @@ def retrieval_figure(
 
 def _caption_retrieval(
     image_ND: Tensor, text_ND: Tensor, captions: Sequence[str]
-) -> dict[str, Interval]:
+) -> dict[str, Answers]:
     """One caption an image; a caption that several images share is right for each of them."""
     labels_N = _same(captions)
-    return retrieval_report(image_ND, text_ND, image_labels_N=labels_N, text_labels_T=labels_N)
+    return retrieval_answers(image_ND, text_ND, image_labels_N=labels_N, text_labels_T=labels_N)
 
 
 def _same(captions: Sequence[str]) -> Tensor:
@@ -248,5 +254,5 @@ def _same(captions: Sequence[str]) -> Tensor:
     return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
 
 
-def _prefixed(prefix: str, metrics: dict[str, Interval]) -> dict[str, Interval]:
-    return {f"{prefix}_{name}": interval for name, interval in metrics.items()}
+def _prefixed(prefix: str, found: dict[str, Answers]) -> dict[str, Answers]:
+    return {f"{prefix}_{name}": answers for name, answers in found.items()}

@@ -1,4 +1,4 @@
-"""Image-text retrieval: recall, with its bootstrap interval.
+"""Image-text retrieval: which queries were answered right, and recall with its interval.
 
 Shape suffixes: N images, T texts, D width.
 """
@@ -27,9 +27,47 @@ class Interval:
     high: float
 
 
-def recall_at(ranks: Tensor, k: int, *, num_resamples: int = 1000, seed: int = 0) -> Interval:
-    """The share of the queries with a right item among the first `k`, with its 95% interval."""
-    return bootstrap(_hits(ranks, k), num_resamples=num_resamples, seed=seed)
+@dataclass(frozen=True)
+class Answers:
+    """Which queries of a benchmark a model answers right, in the benchmark's order."""
+
+    hits_Q: np.ndarray
+    """1 for a right answer, 0 for a wrong one, [Q] float64."""
+    clusters_Q: np.ndarray | None = None
+    """As for `bootstrap`."""
+
+    def interval(self, *, num_resamples: int = 1000, seed: int = 0) -> Interval:
+        """The share of right answers, with its 95% interval."""
+        return bootstrap(
+            self.hits_Q, clusters=self.clusters_Q, num_resamples=num_resamples, seed=seed
+        )
+
+    def beyond(
+        self, other: Answers, *, num_resamples: int = 1000, seed: int = 0, level: float = 0.95
+    ) -> Interval:
+        """This share less another model's on the same queries, by the paired bootstrap.
+
+        Each resample draws queries, for both models the same. Raises: DataError if the queries are
+        not the same number.
+        """
+        if len(self.hits_Q) != len(other.hits_Q):
+            raise DataError(
+                f"{len(self.hits_Q)} and {len(other.hits_Q)} queries can't be compared in pairs"
+            )
+        return bootstrap(
+            self.hits_Q - other.hits_Q,
+            clusters=self.clusters_Q,
+            num_resamples=num_resamples,
+            seed=seed,
+            level=level,
+        )
+
+
+def answers_at(ranks: Tensor, k: int, *, clusters: np.ndarray | None = None) -> Answers:
+    """The queries that have a right item among the first `k`."""
+    if k < 1:
+        raise ConfigError(f"recall at k needs k of at least 1, got {k}")
+    return Answers((ranks <= k).cpu().numpy().astype(np.float64), clusters)
 
 
 def bootstrap(
@@ -74,16 +112,14 @@ def bootstrap(
     return Interval(float(total / size), float(low), float(high))
 
 
-def retrieval_report(
+def retrieval_answers(
     image_ND: Tensor,
     text_TD: Tensor,
     *,
     image_labels_N: Tensor,
     text_labels_T: Tensor,
-    num_resamples: int = 1000,
-    seed: int = 0,
     chunk: int = 256,
-) -> dict[str, Interval]:
+) -> dict[str, Answers]:
     """Recall at 1, 5 and 10 both ways: `image_to_text_r1` … `text_to_image_r10`.
 
     An image and a text belong together if their labels are equal: number the images for several
@@ -93,22 +129,10 @@ def retrieval_report(
     labels = image_labels_N, text_labels_T
     to_text, to_image = ranks_both_ways(image_ND, text_TD, labels, chunk=chunk)
     clusters = text_labels_T.cpu().numpy()
-    report = {}
-    for k in RECALL_AT:
-        report[f"image_to_text_r{k}"] = recall_at(
-            to_text, k, num_resamples=num_resamples, seed=seed
-        )
-    for k in RECALL_AT:
-        report[f"text_to_image_r{k}"] = bootstrap(
-            _hits(to_image, k), clusters=clusters, num_resamples=num_resamples, seed=seed
-        )
-    return report
-
-
-def _hits(ranks: Tensor, k: int) -> np.ndarray:
-    if k < 1:
-        raise ConfigError(f"recall at k needs k of at least 1, got {k}")
-    return (ranks <= k).cpu().numpy().astype(np.float64)
+    found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
+    return found | {
+        f"text_to_image_r{k}": answers_at(to_image, k, clusters=clusters) for k in RECALL_AT
+    }
 
 
 def _sums_and_sizes(values: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:

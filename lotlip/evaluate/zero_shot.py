@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from lotlip.errors import DataError
 from lotlip.evaluate.ranks import retrieval_ranks
-from lotlip.evaluate.retrieval import Interval, recall_at
+from lotlip.evaluate.retrieval import Answers, answers_at
 
 _PROMPTS_AT_ONCE = (
     4096  # enough to sort by length, without all 80,000 features of ImageNet at a time
@@ -41,19 +41,12 @@ def classifier(
     return torch.cat(blocks)
 
 
-def zero_shot_report(
-    image_ND: Tensor,
-    classifier_CD: Tensor,
-    labels_N: Tensor,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """The accuracies `top1` and `top5`, each with its 95% interval over the images."""
+def zero_shot_answers(
+    image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor
+) -> dict[str, Answers]:
+    """The images whose class is the nearest, `top1`, or among the nearest five, `top5`."""
     ranks_N = _class_ranks(image_ND, classifier_CD, labels_N)
-    return {
-        f"top{k}": recall_at(ranks_N, k, num_resamples=num_resamples, seed=seed) for k in (1, 5)
-    }
+    return {f"top{k}": answers_at(ranks_N, k) for k in (1, 5)}
 
 
 def _class_ranks(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lotlip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lotlip.evaluate.benchmarks import Report
 
 MODEL_HELP = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, an MLflow run id, or an export folder (s3:// too)"
@@ -172,11 +175,20 @@ def _eval(arguments: argparse.Namespace) -> None:
         official_text=arguments.official_text,
     )
     if arguments.json:
-        print(json.dumps([asdict(report) for report in reports], indent=1))
+        print(json.dumps([_as_json(report) for report in reports], indent=1))
         return
     for report in reports:
         print(f"{report.benchmark}, {report.num_samples} samples, 95% intervals")
         print(table({arguments.model: report.metrics}))
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    metrics = {name: asdict(interval) for name, interval in report.metrics.items()}
+    return {
+        "benchmark": report.benchmark,
+        "num_samples": report.num_samples,
+        "metrics": metrics,
+    }
 
 
 def _search(arguments: argparse.Namespace) -> None:

@@ -90,7 +90,7 @@ class TrainDisplay:
                     f"  data wait {values['train/data_wait_share']:.0%}"
                 )
         elif kind == "evaluated":
-            metrics = event["report"].metrics
+            metrics = event["metrics"]
             shown = [name for name in metrics if name.endswith(("_r1", "top1"))]
             values = "  ".join(f"{name} {100 * metrics[name].value:.1f}" for name in shown)
             say(f"step {event['step']}: {values}")

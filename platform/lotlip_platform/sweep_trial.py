@@ -266,7 +266,7 @@ class TrialActor(tune.Trainable):
         return self._result_of(self._last, through=True, error=error)
 
     def _told(self, evaluated: Event, *, through: bool) -> dict[str, Any]:
-        metrics, name = evaluated["report"].metrics, self._trial["metric"]
+        metrics, name = evaluated["metrics"], self._trial["metric"]
         if name not in metrics:
             self._end()
             known = f"these are: {', '.join(metrics)}"

@@ -189,7 +189,7 @@ class _Worker:
         config, step = self._config, self._state.step
         report, features = benchmark.meet(self._state.model)
         if self._rank == 0:
-            self._send({"kind": "evaluated", "step": step, "report": report})
+            self._send({"kind": "evaluated", "step": step, "metrics": report.metrics})
             of = f"eval/{report.benchmark}"
             values = {f"{of}/{name}": interval.value for name, interval in report.metrics.items()}
             self._records.measured(step, values)
@@ -203,10 +203,10 @@ class _Worker:
         name = self._config.checkpoint.best_metric
         if not self._config.checkpoint.keep_best:
             return None
-        if name not in report.metrics:
+        if name not in report.answers:
             raise ConfigError(
                 f"checkpoint.best_metric={name} is not measured by eval.benchmark="
-                f"{self._config.eval.benchmark}; these are: {', '.join(report.metrics)}"
+                f"{self._config.eval.benchmark}; these are: {', '.join(report.answers)}"
             )
         return report.metrics[name].value
 

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from lotlip.evaluate.benchmarks import Report
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform import progress
 from lotlip_platform.progress import Bar, TrainDisplay, bar
@@ -82,11 +81,10 @@ def test_a_display_of_training_tells_what_else_happens(
         "short_text_to_image_r5": Interval(0.9, 0.8, 1.0),
         "class_zero_shot_top1": Interval(0.123, 0.1, 0.2),
     }
-    report = Report(benchmark="scenes", num_samples=10, metrics=metrics)
     bad = {"shard": "shard-000001.tar", "index": 7, "reason": "image does not decode"}
     display({"kind": "features", "done": 10, "total": 10})
     display({"kind": "started", "folder": "s3://b/runs/one"})
-    display({"kind": "evaluated", "step": 10, "report": report})
+    display({"kind": "evaluated", "step": 10, "metrics": metrics})
     display({"kind": "bad", "samples": [bad, {**bad, "index": 9}]})
     display({"kind": "note", "text": "resuming at step 10 of 20"})
     display({"kind": "beat"})  # of no interest to a person

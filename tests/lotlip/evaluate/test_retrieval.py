@@ -10,19 +10,23 @@ from torch.nn.functional import normalize
 from lotlip.errors import ConfigError, DataError
 from lotlip.evaluate.ranks import _Scores, ranks_both_ways, retrieval_ranks
 from lotlip.evaluate.retrieval import (
+    Answers,
     Interval,
+    answers_at,
     bootstrap,
-    recall_at,
-    retrieval_report,
+    retrieval_answers,
 )
 
 
 def paired_report(image, text, of=None):
     """Text i belongs to image of[i], by default to image i."""
     labels = torch.arange(len(text)) if of is None else of
-    return retrieval_report(
-        image, text, image_labels_N=torch.arange(len(image)), text_labels_T=labels
-    )
+    return report(image, text, torch.arange(len(image)), labels)
+
+
+def report(image, text, image_labels, text_labels):
+    answers = retrieval_answers(image, text, image_labels_N=image_labels, text_labels_T=text_labels)
+    return {name: one.interval() for name, one in answers.items()}
 
 
 def slow_ranks(query, item, right):
@@ -216,11 +220,13 @@ def test_wrong_shapes_are_errors():
 
 def test_recall_counts_ranks_up_to_k():
     ranks = torch.tensor([1, 2, 5, 6, 11])
-    assert [recall_at(ranks, k).value for k in (1, 5, 10)] == pytest.approx([0.2, 0.6, 0.8])
+    assert [answers_at(ranks, k).interval().value for k in (1, 5, 10)] == pytest.approx(
+        [0.2, 0.6, 0.8]
+    )
 
 
 def test_all_hits_have_an_interval_without_width():
-    assert recall_at(torch.ones(7, dtype=torch.int64), 1) == Interval(1.0, 1.0, 1.0)
+    assert answers_at(torch.ones(7, dtype=torch.int64), 1).interval() == Interval(1.0, 1.0, 1.0)
     assert bootstrap(np.full(9, 0.1)).low == bootstrap(np.full(9, 0.1)).value
 
 
@@ -243,6 +249,30 @@ def test_about_95_of_100_intervals_hold_the_true_mean():
     intervals = [bootstrap(rng.random(200) < 0.4, seed=seed) for seed in range(300)]
     held = np.mean([interval.low <= 0.4 <= interval.high for interval in intervals])
     assert 0.90 <= held <= 0.98
+
+
+def test_a_difference_is_measured_on_the_same_queries():
+    rng = np.random.default_rng(0)
+    theirs = (rng.random(400) < 0.6).astype(float)
+    ours = np.where(rng.random(400) < 0.1, 1.0, theirs)  # better in some, worse in none
+    better, worse = Answers(ours), Answers(theirs)
+    found = better.beyond(worse)
+    assert found.value == pytest.approx(better.interval().value - worse.interval().value)
+    assert found.low > 0  # though the intervals of the two overlap
+    assert better.interval().low < worse.interval().high
+    back = worse.beyond(better)
+    assert back.value == -found.value
+    assert back.high == pytest.approx(-found.low, abs=0.01)
+    assert better.beyond(better) == Interval(0.0, 0.0, 0.0)
+    with pytest.raises(DataError, match="400 and 3 queries"):
+        better.beyond(Answers(np.ones(3)))
+
+
+def test_a_difference_draws_clusters_together():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(0, 2, (2, 50)).astype(float)
+    copied = Answers(ours.repeat(4), np.arange(50).repeat(4))
+    assert copied.beyond(Answers(theirs.repeat(4))) == Answers(ours).beyond(Answers(theirs))
 
 
 def test_the_interval_shrinks_with_the_number_of_items():
@@ -319,6 +349,6 @@ def test_a_caption_that_two_images_share_is_right_for_both():
     image = torch.eye(3)
     text = torch.eye(3)[[1, 0, 2]]  # captions 0 and 1 each find the other's image
     labels = torch.tensor([7, 7, 8])
-    report = retrieval_report(image, text, image_labels_N=labels, text_labels_T=labels)
-    assert report["text_to_image_r1"] == report["image_to_text_r1"] == Interval(1.0, 1.0, 1.0)
+    shared = report(image, text, labels, labels)
+    assert shared["text_to_image_r1"] == shared["image_to_text_r1"] == Interval(1.0, 1.0, 1.0)
     assert paired_report(image, text)["text_to_image_r1"].value == pytest.approx(1 / 3)
