@@ -17,7 +17,9 @@ import safetensors.torch
 
 from lotlip.configuration import from_dict, to_dict
 from lotlip.errors import CheckpointError, ConfigError
+from lotlip.foreign_export import HF_MODEL_TYPE
 from lotlip.model.config import ModelConfig
+from lotlip.model.layouts import arranged, hf_layout
 from lotlip.model.lotlip import LoTLIP
 from lotlip.model.pretrained import check_tokenizer, load_exactly, load_official
 from lotlip.model.weight_files import read_json, read_official, read_tensors
@@ -58,7 +60,8 @@ def save(model: LoTLIP, folder: Path) -> None:
 def load(path: str | Path) -> LoTLIP:
     """The model in an exported folder, in evaluation mode and with its tokenizer.
 
-    The path of the weights in the folder will do as well.
+    Folders in the style of Hugging Face, see `foreign_export`, are read, too. The path of the
+    weights in the folder will do as well.
 
     Raises: CheckpointError if it is no such folder, is damaged or does not fit its config.
     """
@@ -73,16 +76,21 @@ def load(path: str | Path) -> LoTLIP:
     if not folder.is_dir():
         raise CheckpointError(f"there is no model at {folder}: no such folder")
     content = read_json(folder / "config.json")
-    if content.get("format") != _FORMAT:
+    is_hf = content.get("model_type") == HF_MODEL_TYPE
+    if not is_hf and content.get("format") != _FORMAT:
         raise CheckpointError(f"{folder}/config.json is not of format {_FORMAT}: is it a model?")
     try:
-        config = from_dict(ModelConfig, content.get("model"), "model")
+        config = from_dict(ModelConfig, content.get("lotlip" if is_hf else "model"), "model")
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(config, tokenizer)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{folder} is damaged or of another version: {error}") from error
     model = LoTLIP(config, tokenizer)
-    load_exactly(model, read_tensors(folder), str(folder))
+    state = read_tensors(folder)
+    if is_hf:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        state = arranged(state, hf_layout(shapes, state), str(folder))
+    load_exactly(model, state, str(folder))
     return model.eval()
 
 

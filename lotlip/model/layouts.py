@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ _OURS_TO_OFFICIAL = (
     (r"image_projection\.", "visual.head.proj."),
     (r"text_projection\.", "text.proj."),
 )
+_OURS_TO_HF = ((r"image_projection\.", "visual_projection."),)
 _NUM_SEGMENTS = 2  # of every BERT
 _BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
@@ -59,6 +60,8 @@ class Origin:
     """Of the tensor at each key."""
     make: Callable[..., Tensor] = lambda tensor: tensor
     """From the tensors at `keys` to ours."""
+    unmake: Callable[[Tensor], tuple[Tensor, ...]] = lambda tensor: (tensor,)
+    """From ours to those at `keys`, each in `shape`: what it has no part in is zero."""
 
 
 Layout = Mapping[str, Origin]
@@ -80,7 +83,9 @@ def vit_layout(tower: Shapes, prefix: str = "") -> Layout:
             attention = f"{prefix}encoder.layer.{block}.attention.attention"
             keys = tuple(f"{attention}.{part}.{kind}" for part in ("query", "key", "value"))
             third = torch.Size([shape[0] // 3, *shape[1:]])
-            layout[name] = Origin(keys, third, lambda *parts: torch.cat(parts))
+            layout[name] = Origin(
+                keys, third, lambda *parts: torch.cat(parts), lambda fused: fused.chunk(3)
+            )
         else:
             layout[name] = Origin((prefix + _theirs(name, _OURS_TO_VIT),), shape)
     return layout
@@ -96,7 +101,9 @@ def bert_layout(tower: Shapes, present: Container[str], prefix: str = "") -> Lay
         if name == "embeddings.segment":
             key = f"{prefix}embeddings.token_type_embeddings.weight"
             both = torch.Size([_NUM_SEGMENTS, *shape])
-            layout[name] = Origin((key,), both, lambda table: table[0])
+            layout[name] = Origin(
+                (key,), both, lambda table: table[0], lambda row: (_padded(row[None], 0, 1),)
+            )
         elif name != "embeddings.corners":
             key = _as_spelt(prefix + _theirs(name, _OURS_TO_BERT), present)
             layout[name] = Origin((key,), shape)
@@ -104,7 +111,7 @@ def bert_layout(tower: Shapes, present: Container[str], prefix: str = "") -> Lay
 
 
 def official_layout(model: Shapes, present: Container[str], prefix: str = "") -> Layout:
-    """A checkpoint of the authors: the corner tokens stand behind the word pieces."""
+    """A checkpoint of the authors."""
     own = "text_tower."
     tower = {name.removeprefix(own): s for name, s in model.items() if name.startswith(own)}
     layout = {
@@ -112,14 +119,56 @@ def official_layout(model: Shapes, present: Container[str], prefix: str = "") ->
         for name, shape in model.items()
         if not name.startswith(own)
     }
-    text = bert_layout(tower, present, f"{prefix}text.transformer.")
-    layout |= {own + name: origin for name, origin in text.items()}
-    words = layout[f"{own}embeddings.words.weight"]
-    num_words, width = words.shape
-    table = torch.Size([num_words + tower["embeddings.corners"][0], width])
-    layout[f"{own}embeddings.words.weight"] = Origin(words.keys, table, lambda t: t[:num_words])
-    layout[f"{own}embeddings.corners"] = Origin(words.keys, table, lambda t: t[num_words:])
+    text = dict(bert_layout(tower, present, f"{prefix}text.transformer."))
+    text |= _words_and_corners(tower, text)
+    return layout | {own + name: origin for name, origin in text.items()}
+
+
+def hf_layout(model: Shapes, present: Container[str]) -> Layout:
+    """A folder in the style of Hugging Face: the towers named as transformers names them, where
+    it has such a one, side by side.
+
+    An image tower with another stem or pool keeps timm's names.
+    """
+    layout: dict[str, Origin] = {}
+    towers = {
+        own: {name.removeprefix(own): s for name, s in model.items() if name.startswith(own)}
+        for own in ("image_tower.", "text_tower.")
+    }
+    image, text = towers.values()
+    is_vit = "patch_embed.proj.weight" in image and "cls_token" in image
+    named = vit_layout(image, "vision_model.") if is_vit else timm_layout(image)
+    for name, origin in named.items():
+        keys = origin.keys if is_vit else (f"vision_model.{name}",)
+        layout[f"image_tower.{name}"] = replace(origin, keys=keys)
+    of_text = dict(bert_layout(text, present, "text_model."))
+    for name, origin in (of_text | _words_and_corners(text, of_text)).items():
+        layout[f"text_tower.{name}"] = origin
+    for name, shape in model.items():
+        if not name.startswith(tuple(towers)):
+            layout[name] = Origin((_theirs(name, _OURS_TO_HF),), shape)
     return layout
+
+
+def _words_and_corners(tower: Shapes, layout: Layout) -> dict[str, Origin]:
+    """One table for both, the corner tokens behind the word pieces."""
+    words = layout["embeddings.words.weight"]
+    num_words, width = words.shape
+    num_corners = tower["embeddings.corners"][0]
+    table = torch.Size([num_words + num_corners, width])
+    return {
+        "embeddings.words.weight": Origin(
+            words.keys, table, lambda t: t[:num_words], lambda w: (_padded(w, 0, num_corners),)
+        ),
+        "embeddings.corners": Origin(
+            words.keys, table, lambda t: t[num_words:], lambda c: (_padded(c, num_words, 0),)
+        ),
+    }
+
+
+def _padded(rows: Tensor, above: int, below: int) -> Tensor:
+    """Zeros above and below."""
+    return torch.nn.functional.pad(rows, (0, 0, above, below))
 
 
 def is_bert_buffer(key: str, prefix: str) -> bool:
@@ -134,6 +183,15 @@ def arranged(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[st
     return {
         name: origin.make(*(state[key] for key in origin.keys)) for name, origin in layout.items()
     }
+
+
+def rearranged(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Their tensors, of ours: the inverse of `arranged`."""
+    theirs: dict[str, Tensor] = {}
+    for name, origin in layout.items():
+        for key, part in zip(origin.keys, origin.unmake(state[name]), strict=True):
+            theirs[key] = theirs[key] + part if key in theirs else part.contiguous()
+    return theirs
 
 
 def check_tensors(state: Mapping[str, Tensor], wanted: Shapes, where: str) -> None:
