@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lotlip.errors import ConfigError
 
 if TYPE_CHECKING:
     from lotlip.evaluate.benchmarks import Report
+    from lotlip_platform.train_config import TrainConfig
 
 MODEL_HELP = (
     "models:/NAME@ALIAS, models:/NAME/VERSION, an MLflow run id, or an export folder (s3:// too)"
@@ -85,13 +87,19 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _precompute(arguments: argparse.Namespace) -> None:
+def _train_config(arguments: argparse.Namespace) -> TrainConfig:
+    """A mistake in it is told before what takes long is imported."""
     from lotlip_platform.config import load_config
-    from lotlip_platform.precompute import precompute
-    from lotlip_platform.progress import bar
     from lotlip_platform.train_config import TrainConfig
 
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
+    return load_config(TrainConfig, arguments.config, arguments.overrides)
+
+
+def _precompute(arguments: argparse.Namespace) -> None:
+    config = _train_config(arguments)
+    from lotlip_platform.precompute import precompute
+    from lotlip_platform.progress import bar
+
     with bar("image features", "sample") as shown:
 
         def show(event: dict[str, Any]) -> None:
@@ -106,13 +114,11 @@ def _precompute(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.config import load_config
+    config = _train_config(arguments)
     from lotlip_platform.evaluate import table
     from lotlip_platform.progress import TrainDisplay
     from lotlip_platform.train import train
-    from lotlip_platform.train_config import TrainConfig
 
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
     display = TrainDisplay(config.name, config.train.num_steps)
     try:
         command = ["lotlip", "train", arguments.config, *arguments.overrides]
@@ -131,12 +137,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.config import load_config
+    config = _train_config(arguments)
     from lotlip_platform.profiling import profile_training, table
     from lotlip_platform.progress import bar
-    from lotlip_platform.train_config import TrainConfig
 
-    config = load_config(TrainConfig, arguments.config, arguments.overrides)
     with bar("features", "sample") as features, bar("profile", "step") as steps:
 
         def show(event: dict[str, Any]) -> None:
@@ -156,21 +160,11 @@ def _profile(arguments: argparse.Namespace) -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     from lotlip_platform.evaluate import evaluate, table
 
-    benches = {}
-    for bench in arguments.bench:
-        name, given, uri = bench.partition("=")
-        if not (name and given and uri):
-            raise ConfigError(f"--bench {bench!r} is not of the form NAME=URI")
-        if name in benches:
-            raise ConfigError(
-                f"--bench {name} is given twice, with {benches[name]} and {uri}: run one at a time"
-            )
-        benches[name] = uri
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
     reports = evaluate(
         arguments.model,
-        benches,
+        benches_of(arguments.bench),
         num_samples=arguments.samples,
         official_text=arguments.official_text,
     )
@@ -180,6 +174,21 @@ def _eval(arguments: argparse.Namespace) -> None:
     for report in reports:
         print(f"{report.benchmark}, {report.num_samples} samples, 95% intervals")
         print(table({arguments.model: report.metrics}))
+
+
+def benches_of(given: Sequence[str]) -> dict[str, str]:
+    """Data sets by benchmark, of arguments such as `scenes=s3://b/test`. Raises: ConfigError."""
+    benches: dict[str, str] = {}
+    for bench in given:
+        name, equals, uri = bench.partition("=")
+        if not (name and equals and uri):
+            raise ConfigError(f"--bench {bench!r} is not of the form NAME=URI")
+        if name in benches:
+            raise ConfigError(
+                f"--bench {name} is given twice, with {benches[name]} and {uri}: run one at a time"
+            )
+        benches[name] = uri
+    return benches
 
 
 def _as_json(report: Report) -> dict[str, Any]:
@@ -192,7 +201,7 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.cli_data import write_picture
+    from lotlip_platform.cli_data import write_out
     from lotlip_platform.progress import bar, say
     from lotlip_platform.registry import fetch
     from lotlip_platform.search import cut_note, match_table, search, search_sheet
@@ -217,7 +226,7 @@ def _search(arguments: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1))
     else:
         print(match_table(matches))
-    write_picture(arguments.out, sheet)
+    write_out(arguments.out, sheet)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

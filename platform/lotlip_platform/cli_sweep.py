@@ -28,15 +28,17 @@ def add_verbs(verbs: Any) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     from lotlip_platform.config import load_config
-    from lotlip_platform.progress import SweepDisplay
-    from lotlip_platform.sweep import sweep
     from lotlip_platform.sweep_config import SweepConfig
-    from lotlip_platform.sweep_ledger import table
 
     if arguments.config == "report":
         _report(arguments.overrides)
         return
+    # A mistake in it is told before what takes long is imported.
     config = load_config(SweepConfig, arguments.config, arguments.overrides)
+    from lotlip_platform.progress import SweepDisplay
+    from lotlip_platform.sweep import sweep
+    from lotlip_platform.sweep_ledger import table
+
     display = SweepDisplay(config.name)
     try:
         result = sweep(config, display)

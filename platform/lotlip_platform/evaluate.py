@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import ConfigError
@@ -24,16 +24,21 @@ def evaluate(
 
     Raises: LotlipError.
     """
-    unknown = [name for name in benches if name not in BENCHMARKS]
-    if unknown:
-        raise ConfigError(
-            f"there is no benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}"
-        )
+    check_benchmarks(benches)
     loaded = fetch(model).to(best_device())
     return [
         evaluate_on(loaded, name, uri, num_samples=num_samples, official_text=official_text)
         for name, uri in benches.items()
     ]
+
+
+def check_benchmarks(names: Iterable[str]) -> None:
+    """Raises: ConfigError for one that there isn't."""
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise ConfigError(
+            f"there is no benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}"
+        )
 
 
 def evaluate_on(

@@ -270,7 +270,7 @@ class TrialActor(tune.Trainable):
         if name not in metrics:
             self._end()
             known = f"these are: {', '.join(metrics)}"
-            error = f"metric={name} is not measured by {evaluated['report'].benchmark}; {known}"
+            error = f"metric={name} is not measured by eval.benchmark; {known}"
             return self._result_of(self._last, through=True, error=error)
         self._last = {
             "samples": evaluated["step"] * self._trial["global_batch"],
