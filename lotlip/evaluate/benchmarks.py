@@ -96,9 +96,7 @@ def read_benchmark(
     """
     samples = list(islice(read_samples(store, manifest), num_samples or None))
     if len(samples) < num_samples:
-        raise DataError(
-            f"{store.uri} has {len(samples)} samples, eval.num_samples={num_samples} were asked for"
-        )
+        raise DataError(f"{store.uri} has {len(samples)} samples, {num_samples} were asked for")
     return [_of_captioner(sample, captioner, store.uri) for sample in samples]
 
 
@@ -190,7 +188,11 @@ class Benchmark:
         images_ND = features.image_ND[told]
         to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_TN.T[told][a:b])
         found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
-        return found | {f"text_to_image_r{k}": answers_at(to_image, k) for k in RECALL_AT}
+        # Equal captions have equal answers: they are drawn together.
+        same_T = _same([self.samples[index].short for index in telling]).numpy()
+        return found | {
+            f"text_to_image_r{k}": answers_at(to_image, k, clusters=same_T) for k in RECALL_AT
+        }
 
     @cached_property
     def _pictured(self) -> list[scenes.Scene]:
