@@ -29,5 +29,9 @@ class TrackingError(LotlipError):
     """The MLflow server refused, is unreachable or lacks what was asked for."""
 
 
+class RefusedError(LotlipError):
+    """A gate did its work, and refused."""
+
+
 class ClusterError(LotlipError):
     """The Ray cluster is unreachable or cannot give the resources asked for."""

@@ -1,6 +1,7 @@
 """The command `lotlip`: thin over functions of this package, which work from Python as well.
 
-Exit codes: 0 done, 1 the user's error (one clear line), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 the user's error (one clear line), 2 wrong usage, 3 a gate refused,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from lotlip.errors import LotlipError
+from lotlip.errors import LotlipError, RefusedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.run(parsed)
     except LotlipError as error:
         print(f"lotlip: {error}", file=sys.stderr)
-        return 1
+        return 3 if isinstance(error, RefusedError) else 1
     except KeyboardInterrupt as interrupt:
         text = str(interrupt) or "interrupted; the same command goes on from here"
         print(f"lotlip: {text}", file=sys.stderr)
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     from lotlip_platform import (
         cli_data,
         cli_model,
+        cli_models,
         cli_services,
         cli_sweep,
         cli_trace,
@@ -72,6 +74,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every command takes --help. The README shows the way from nothing to a model.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for module in (cli_services, cli_data, cli_model, cli_sweep, cli_trace, cli_track):
+    for module in (cli_services, cli_data, cli_model, cli_models, cli_sweep, cli_trace, cli_track):
         module.add_verbs(verbs)
     return parser

@@ -49,13 +49,13 @@ def add_verbs(verbs: Any) -> None:
     show.set_defaults(run=_show)
 
 
-def write_picture(path: Path, content: bytes) -> None:
+def write_out(path: Path, content: bytes, what: str = "picture") -> None:
     """Raises: ConfigError if the file can't be written."""
     try:
         path.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write --out {path}: {error.strerror}") from error
-    say(f"picture  {path}")
+    say(f"{what}  {path}")
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
@@ -114,11 +114,11 @@ def _stats(arguments: argparse.Namespace) -> None:
         )
         rows = [[name, *map(str, spread.values())] for name, spread in summary["captions"].items()]
         print(aligned([["", *next(iter(summary["captions"].values()))], *rows]))
-    write_picture(arguments.out, stats_figure(found))
+    write_out(arguments.out, stats_figure(found))
 
 
 def _show(arguments: argparse.Namespace) -> None:
     from lotlip_platform.dataset_views import show
 
     sheet = show(arguments.uri, num_samples=arguments.samples, start=arguments.start)
-    write_picture(arguments.out, sheet)
+    write_out(arguments.out, sheet)

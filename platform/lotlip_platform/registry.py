@@ -6,13 +6,14 @@ import base64
 import io
 import re
 import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -22,10 +23,13 @@ from PIL import Image
 
 import lotlip
 from lotlip.errors import CheckpointError, TrackingError
+from lotlip.export import digest
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
+from lotlip_platform.alias_history import HISTORY_TAG, AliasHistory, OvertakenError, new_history
+from lotlip_platform.probe import make_probe
+from lotlip_platform.registered_version import downloaded, load_from
 from lotlip_platform.storage import open_store
-from lotlip_platform.tracking_address import one_line
 
 CANDIDATE = "candidate"
 _REQUIREMENTS = (
@@ -35,30 +39,47 @@ _REQUIREMENTS = (
     "webdataset",
     "pillow",
     "ftfy",
+    "boto3",
+)
+_ABOUT = (
+    "Its aliases are moved by `lotlip models promote` and `rollback`. Who did so and why is told "
+    "by `lotlip models history`; what the gate found, in the experiment `promotions of {name}`."
 )
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def register(server: tracking.Server, run_id: str, model: str, *, name: str) -> int:
+def register(server: tracking.Server, run_id: str, model: str, *, name: str, card: str = "") -> int:
     """Log an export folder, here or in S3, to its run and register it under `name`.
 
-    Returns the number of the version. Raises: MLflow's own errors, DataError.
+    `card` is what MLflow's page of the version shows, see `model_card`. Returns the number of the
+    version. Raises: MLflow's own errors, CheckpointError, DataError.
     """
     serving = Path(__file__).parent / "serving_model.py"
     with tempfile.TemporaryDirectory() as temporary, tracking.resumed(server, run_id):
-        folder = Path(temporary) / "model"
+        folder, probe = Path(temporary) / "model", Path(temporary) / "probe"
         folder.mkdir()
+        probe.mkdir()
         _copy(model, folder)
+        loaded = _load_copy(folder, model)
+        for file, content in make_probe(loaded).items():
+            (probe / file).write_bytes(content)
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(serving),
-            artifacts={"model": str(folder)},
+            artifacts={"model": str(folder), "probe": str(probe)},
             code_paths=[str(Path(lotlip.__file__).parent)],
             signature=_signature(),
             input_example=_input_example(),
             pip_requirements=_requirements(),
         )
-        return _new_version(server.client, run_id, name, logged)
+        tags = {
+            "weights": digest(loaded),
+            "num_corner_tokens": str(loaded.config.text.num_corner_tokens),
+        }
+        # A run that was evaluated has the picture.
+        if card and server.client.list_artifacts(run_id, "figures"):
+            card += f"\n\n{_contact_sheet(run_id)}"
+        return _new_version(server, run_id, name, logged, tags, card[: tracking.MAX_TAG])
 
 
 def version_of(client: MlflowClient, run_id: str, name: str) -> int:
@@ -67,11 +88,46 @@ def version_of(client: MlflowClient, run_id: str, name: str) -> int:
     return max((int(version.version) for version in found if version.name == name), default=0)
 
 
-def make_candidate(client: MlflowClient, name: str, number: int) -> None:
+def make_candidate(server: tracking.Server, name: str, number: int, run_id: str) -> None:
     """Set the alias `candidate`, unless a newer version has it."""
-    has = client.get_registered_model(name).aliases.get(CANDIDATE, 0)
-    if int(has) < number:
-        client.set_registered_model_alias(name, CANDIDATE, str(number))
+    history = AliasHistory(server, name)
+    because = f"registered by run {run_id}"
+    while True:
+        history.finish_interrupted(CANDIDATE)
+        known, before = history.changes(CANDIDATE), history.version(CANDIDATE)
+        if before >= number:
+            return
+        with suppress(OvertakenError):
+            history.move(
+                CANDIDATE, number, action="register", because=because, known=known, before=before
+            )
+            return
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model as a list shows it."""
+
+    name: str
+    num_versions: int
+    """Number of its newest version; fewer may be left."""
+    aliases: dict[str, int]
+
+
+def registered_models(tracking_uri: str = "") -> list[RegisteredModel]:
+    """All that the server has, by name. Raises: TrackingError."""
+    server = tracking.connect(tracking_uri)
+    found: list[RegisteredModel] = []
+    token: str | None = ""
+    with tracking.failures_named(server.uri):
+        while token is not None:
+            page = server.client.search_registered_models(page_token=token or None)
+            for model in page:
+                newest = max((int(v.version) for v in model.latest_versions or ()), default=0)
+                aliases = {alias: int(number) for alias, number in model.aliases.items()}
+                found.append(RegisteredModel(model.name, newest, aliases))
+            token = page.token or None
+    return sorted(found, key=lambda model: model.name)
 
 
 def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
@@ -107,17 +163,8 @@ def _copy(uri: str, folder: Path) -> None:
 def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
     server = tracking.connect(tracking_uri)
     source = model if model.startswith("models:/") else _model_of_run(server, model)
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            folder = download_artifacts(source, dst_path=temporary)
-        except tracking.FAILURES as error:
-            raise TrackingError(
-                f"{server.uri} has no model {model}: {one_line(error, 200)}"
-            ) from error
-        exported = Path(folder) / "artifacts" / "model"
-        if not exported.is_dir():
-            raise CheckpointError(f"{model} is not a model of lotlip: it has no export folder")
-        return _load_copy(exported, model)
+    with downloaded(server, source) as folder:
+        return load_from(folder, model)
 
 
 def _load_copy(folder: Path, address: str) -> LoTLIP:
@@ -128,17 +175,46 @@ def _load_copy(folder: Path, address: str) -> LoTLIP:
         raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
-def _new_version(client: MlflowClient, run_id: str, name: str, logged: ModelInfo) -> int:
+def _new_version(
+    server: tracking.Server,
+    run_id: str,
+    name: str,
+    logged: ModelInfo,
+    tags: dict[str, str],
+    card: str,
+) -> int:
     """The number of a new version of `name`, which is created if it is new itself."""
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    client = server.client
+    _create(server, name)
     created = client.create_model_version(
-        name, logged.model_uri, run_id=run_id, model_id=logged.model_id
+        name,
+        logged.model_uri,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags=tags,
+        description=card,
     )
     return int(created.version)
+
+
+def _create(server: tracking.Server, name: str) -> None:
+    """Create the registered model, with its history from the start, if there is none."""
+    client = server.client
+    if client.search_registered_models(f"name = '{name}'"):
+        return
+    history = new_history(server, name)
+    try:
+        client.create_registered_model(name, {HISTORY_TAG: history}, _ABOUT.format(name=name))
+    except MlflowException as error:
+        client.delete_run(history)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _contact_sheet(run_id: str) -> str:
+    """What the run's long captions find, as its page in MLflow shows it."""
+    picture = f"get-artifact?path=figures%2Fretrieval.png&run_uuid={run_id}"
+    return f"## What long captions find\n\n![long captions and the images they find]({picture})"
 
 
 def _model_of_run(server: tracking.Server, run_id: str) -> str:
@@ -152,6 +228,8 @@ def _model_of_run(server: tracking.Server, run_id: str) -> str:
 def _signature() -> ModelSignature:
     text_or_image: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "image", required=False),
+        ColSpec(DataType.binary, "image_bytes", required=False),
+        ColSpec(DataType.string, "image_uri", required=False),
         ColSpec(DataType.string, "text", required=False),
     ]
     embeddings: list[ColSpec | TensorSpec] = [

@@ -24,6 +24,7 @@ from typing import Any
 from lotlip.configuration import from_dict, to_dict
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError, DataError
+from lotlip.evaluate.retrieval import Interval
 from lotlip.tokenizer import Tokenizer
 from lotlip.train.trace import StepTrace, read_trace
 from lotlip_platform.config import flat
@@ -168,6 +169,11 @@ class RunFolder:
     def read_result(self) -> dict[str, Any] | None:
         """The result of a run that is done, None for any other."""
         return self._read_json(_RESULT) if self.store.exists(_RESULT) else None
+
+    def metrics(self) -> dict[str, Interval]:
+        """Of the evaluation behind the training; empty if there was none, or it isn't done."""
+        found = (self.read_result() or {}).get("metrics", {})
+        return {name: Interval(**values) for name, values in found.items()}
 
     def write_tracked(self, tracked: Mapping[str, Any]) -> None:
         self._write_json(_RUN, tracked)

@@ -30,8 +30,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from lotlip.errors import TrackingError
 from lotlip_platform.journal import Entry, Journal
-from lotlip_platform.local_services import local_artifacts, local_tracking_uri
-from lotlip_platform.tracking import Server, connect
+from lotlip_platform.tracking import MAX_TAG, Server, connect, experiment_id
 from lotlip_platform.tracking_address import one_line
 
 END_TAGS = frozenset(("stopped", "continue_with", "ended_by"))
@@ -46,7 +45,6 @@ _MAY_WAIT = ("file", "dataset", "register")
 """What the server, or its store of artifacts, doesn't take holds up none of the rest."""
 _MAX_METRICS = 1000  # of a request, as MLflow allows
 _MAX_TAGS = 100  # and params
-_MAX_CHARACTERS = 5000  # of a tag or param; MLflow allows a little more
 _MAX_TOLD = 20
 
 
@@ -193,7 +191,7 @@ class Sender:
         """Those that the run doesn't have: MLflow takes no other value for one that it has."""
         run_id = self._sent.run_id
         has = self._client.get_run(run_id).data.params
-        new = [Param(k, v[:_MAX_CHARACTERS]) for k, v in values.items() if k not in has]
+        new = [Param(k, v[:MAX_TAG]) for k, v in values.items() if k not in has]
         for start in range(0, len(new), _MAX_TAGS):
             self._client.log_batch(run_id, params=new[start : start + _MAX_TAGS])
 
@@ -222,14 +220,11 @@ class Sender:
             self._client.delete_tag(run_id, tag)
 
     def _created(self, entry: Entry) -> str:
-        name = entry["experiment"]
-        found = self._client.get_experiment_by_name(name)
-        # A server has its own place for artifacts; without one they would go to the current folder.
-        place = str(local_artifacts() / name) if entry["uri"] == local_tracking_uri() else None
-        experiment = found.experiment_id if found else self._client.create_experiment(name, place)
+        assert self._server is not None, "it was connected to"
+        experiment = experiment_id(self._server, entry["experiment"])
         # All tags at once: whatever happens next, `reconcile` can tell what the run is.
         tags = {**entry["tags"], ID_TAG: self._journal.folder.name, LIFE_TAG: entry["life"]}
-        tags = {key: str(value)[:_MAX_CHARACTERS] for key, value in tags.items()}
+        tags = {key: str(value)[:MAX_TAG] for key, value in tags.items()}
         run = self._client.create_run(experiment, entry["time_ms"], tags, entry["name"])
         return run.info.run_id
 
@@ -258,7 +253,7 @@ class Sender:
         return self._known_steps[metric]
 
     def _set_tags(self, values: Mapping[str, str]) -> None:
-        tags = [RunTag(key, str(value)[:_MAX_CHARACTERS]) for key, value in values.items()]
+        tags = [RunTag(key, str(value)[:MAX_TAG]) for key, value in values.items()]
         self._client.log_batch(self._sent.run_id, tags=tags)
 
     def _send_file(self, entry: Entry) -> None:
@@ -286,8 +281,10 @@ class Sender:
         assert self._server is not None, "there is a client"
         number = registry.version_of(client, run_id, entry["name"])
         if not number:
-            number = registry.register(self._server, run_id, entry["model"], name=entry["name"])
-        registry.make_candidate(client, entry["name"], number)
+            number = registry.register(
+                self._server, run_id, entry["model"], name=entry["name"], card=entry.get("card", "")
+            )
+        registry.make_candidate(self._server, entry["name"], number, run_id)
         self._sent.model_uri = f"models:/{entry['name']}/{number}"
 
 

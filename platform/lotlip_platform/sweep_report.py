@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lotlip.evaluate.retrieval import Interval
+from lotlip_platform.page import embedded, page
 from lotlip_platform.sweep_figures import LONG, SHORT, Mode, figures
 from lotlip_platform.sweep_ledger import (
     Score,
@@ -21,18 +21,6 @@ from lotlip_platform.sweep_ledger import (
     ends,
     scores,
 )
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; }
-h1 { margin-bottom: 0; } .of { color: #666; margin-top: 0; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }
-th { border-bottom: 2px solid #888; } td { border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } td { white-space: nowrap; }
-tr.failed td { white-space: normal; } tr.failed td { color: #b00020; }
-.wide { overflow-x: auto; } figure { margin: 2rem 0; }
-img { max-width: 100%; } figcaption { color: #666; }
-"""
 
 
 def make_report(
@@ -162,15 +150,11 @@ def _page(
     columns = "".join(f"<th>{html.escape(name)}</th>" for name in _columns(metric))
     rows = "".join(_table_row(score, metric) for score in found)
     pictures = "".join(
-        f'<figure><img alt="{html.escape(key)}" src="data:image/png;base64,'
-        f'{base64.b64encode(content).decode()}"><figcaption>{html.escape(about)}</figcaption>'
-        "</figure>"
+        f'<figure><img alt="{html.escape(key)}" src="{embedded(content)}">'
+        f"<figcaption>{html.escape(about)}</figcaption></figure>"
         for key, (content, about) in shown.items()
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>
-<style>{_STYLE}</style></head><body>
-<h1>{html.escape(name)}</h1>
+    body = f"""<h1>{html.escape(name)}</h1>
 <p class="of">{len(records)} trials, {hours:.2f} {device(found)} hours;
 compared by {html.escape(metric)} ({mode}).</p>
 <p>{html.escape(words)}</p>
@@ -178,9 +162,8 @@ compared by {html.escape(metric)} ({mode}).</p>
 <div class="wide"><table><tr><th>point</th>{columns}<th>trials</th><th>samples/s</th>
 <th>{device(found)} hours a trial</th></tr>{rows}</table></div>
 <p class="of">Means with 95% intervals (Student's t) over the trials that came to their end.</p>
-{pictures}
-</body></html>
-"""
+{pictures}"""
+    return page(name, body)
 
 
 def _table_row(score: Score, metric: str) -> str:

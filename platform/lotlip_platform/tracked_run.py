@@ -51,9 +51,9 @@ class TrackedRun:
     def tag(self, values: Mapping[str, str]) -> None:
         self.append("tags", values=dict(values))
 
-    def register(self, model: str, name: str) -> None:
+    def register(self, model: str, name: str, card: str) -> None:
         """Log the export folder at the address `model`, and register it under `name`."""
-        self.append("register", model=model, name=name)
+        self.append("register", model=model, name=name, card=card)
 
     def append(self, kind: str, **content: Any) -> None:
         """Add an entry to the journal. A full disk doesn't end training: it is lost, and told."""

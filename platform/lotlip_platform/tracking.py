@@ -1,6 +1,6 @@
 """How MLflow is reached.
 
-With `sender`, `registry` and `serving_model` this is all that knows MLflow.
+With `sender` and what registers, promotes and serves models this is all that knows MLflow.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from lotlip_platform.tracking_address import innermost, one_line, without_user
 
 FAILURES = (MlflowException, requests.RequestException, OSError, *CALL_FAULTS)
 """What an unreachable or unwilling server, or its artifact store, looks like from here."""
+MAX_TAG = 5000
+"""Letters of a tag or param; MLflow allows a little more."""
 _ANSWER_S = 10.0  # how long a server may take to say that it is there
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -77,6 +79,22 @@ def connect(given: str = "") -> Server:
     mlflow.set_tracking_uri(uri)
     with failures_named(uri):
         return Server(uri, MlflowClient(uri))
+
+
+def experiment_id(server: Server, name: str) -> str:
+    """Of the experiment of that name, which is created if there is none."""
+    found = server.client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # A server has its own place for artifacts; without one they would go to the current folder.
+    place = str(local_artifacts() / name) if server.uri == local_tracking_uri() else None
+    try:
+        return server.client.create_experiment(name, place)
+    except MlflowException as error:
+        found = server.client.get_experiment_by_name(name)  # another process was faster
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            raise
+        return found.experiment_id
 
 
 @contextmanager

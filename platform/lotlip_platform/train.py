@@ -32,6 +32,7 @@ from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.lives import run_workers
 from lotlip_platform.local_services import home
+from lotlip_platform.model_card import model_card
 from lotlip_platform.ownership import owned
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import worker_counts
@@ -89,11 +90,11 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
                 data = pinned(folder, training_data(config, manifest, model.image_tower, watch))
                 watch({"kind": "started", "folder": folder.uri})
                 run_workers(config, data, folder, tracked, owner, watch, command)
-                _register(config, folder, tracked)
+                _register(config, folder, manifest, tracked)
     elif not folder.read_tracked().get("ended") or _lacks_registration(config, folder):
         watch({"kind": "note", "text": f"{folder.uri} is trained: telling MLflow the rest"})
         with tracked_training(config, uri, folder, manifest, watch) as tracked:
-            _register(config, folder, tracked)
+            _register(config, folder, manifest, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to train"})
     return _result(folder)
@@ -109,7 +110,7 @@ def _result(folder: RunFolder) -> TrainResult:
         tracking_uri=tracked["tracking_uri"],
         model_uri=tracked.get("model_uri", ""),
         digest=result["digest"],
-        metrics={name: Interval(**values) for name, values in result["metrics"].items()},
+        metrics=folder.metrics(),
     )
 
 
@@ -192,7 +193,11 @@ def tracked_training(
 
     `parent` is the journal of the run that it is below.
     """
-    about = {"data_manifest": manifest.digest, "run_folder": folder.uri}
+    about = {
+        "data": open_store(config.data.train).uri,  # a relative path holds in one folder only
+        "data_manifest": manifest.digest,
+        "run_folder": folder.uri,
+    }
     with tracked_folder(
         folder,
         uri=uri,
@@ -247,7 +252,10 @@ def _lacks_registration(config: TrainConfig, folder: RunFolder) -> bool:
     return bool(config.tracking.registered_model) and not folder.read_tracked().get("model_uri")
 
 
-def _register(config: TrainConfig, folder: RunFolder, tracked: TrackedRun) -> None:
+def _register(
+    config: TrainConfig, folder: RunFolder, manifest: Manifest, tracked: TrackedRun
+) -> None:
     """Have the exported model logged to its run and registered."""
     if config.tracking.registered_model:
-        tracked.register(f"{folder.uri}/model", config.tracking.registered_model)
+        card = model_card(config, manifest, folder.metrics())
+        tracked.register(f"{folder.uri}/model", config.tracking.registered_model, card)

@@ -15,9 +15,13 @@ from lotlip_platform.cli import _parser
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 WRONG = {
-    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
-    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
-    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: sweep/"),
+    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
+    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
+    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
+    "models.py": (
+        "show nothing",
+        "lotlip: 'nothing' is not of the form NAME@ALIAS or NAME/VERSION",
+    ),
     "evaluate.py": ("model --bench scenes", "lotlip: --bench 'scenes' is not of the form NAME=URI"),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (

@@ -46,12 +46,12 @@ def registered(mlflow_server: str, model_folder: Path) -> Registered:
     for version in (1, 2):
         run_id = server.client.create_run("0").info.run_id
         number = register(server, run_id, str(model_folder), name=NAME)
-        make_candidate(server.client, NAME, number)
+        make_candidate(server, NAME, number, run_id)
         server.client.set_terminated(run_id)
         assert number == version
         assert version_of(server.client, run_id, NAME) == number
         assert version_of(server.client, run_id, "another") == 0
-    make_candidate(server.client, NAME, 1)  # told late: a newer one stays
+    make_candidate(server, NAME, 1, run_id)  # told late: a newer one stays
     return Registered(f"models:/{NAME}/{number}", run_id, server)
 
 
@@ -98,7 +98,7 @@ def test_what_is_stored_holds_no_pickle(registered: Registered, tmp_path: Path) 
 
 def test_the_signature_names_image_and_text_as_optional(served: Any) -> None:
     columns = {column.name: column.required for column in served.metadata.signature.inputs.inputs}
-    assert columns == {"image": False, "text": False}
+    assert columns == dict.fromkeys(("image", "image_bytes", "image_uri", "text"), False)
     outputs = {column.name: column.required for column in served.metadata.signature.outputs.inputs}
     assert outputs == {"image_embedding": False, "text_embedding": False}
     example = served.input_example
@@ -156,9 +156,10 @@ def test_missing_values_stay_missing_and_the_others_keep_their_rows(
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("no base64 !", "base64"),
-        ("abc", "base64|padding"),
-        ("", "does not decode"),
+        ("no base64 !", "row 1: image is not base64"),
+        ("kein Bäse64", "row 1: image is not base64"),
+        ("abc", "row 1: image is not base64"),
+        ("", "row 1: .*does not decode"),
         (encoded(b"not an image"), "does not decode"),
         (encoded(picture()[:60]), "does not decode"),
     ],
@@ -169,8 +170,63 @@ def test_a_bad_image_is_the_clients_error(served: Any, image: str, message: str)
     assert error.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
+def test_an_image_may_be_bytes_or_lie_below_a_root(
+    served: Any, model: LoTLIP, tmp_path: Path, s3_env: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_bucket("s3://pictures")
+    open_store("s3://pictures/set").write("a b.png", picture())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture())
+    (tmp_path / "out.png").write_bytes(picture())
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "out.png")
+    expected = embed_images(model, [picture()])[0]
+    path = str(tmp_path / "in" / "a.png")
+
+    def embedded(column: str, value: Any) -> torch.Tensor:
+        (answer,) = served.predict(pd.DataFrame({column: [value]}))
+        return torch.tensor(answer["image_embedding"])
+
+    torch.testing.assert_close(embedded("image_bytes", picture()), expected)
+    with pytest.raises(MlflowException, match="is not below one of LOTLIP_IMAGE_ROOTS"):
+        embedded("image_uri", path)
+    monkeypatch.setenv("LOTLIP_IMAGE_ROOTS", f"{tmp_path / 'in'},s3://pictures/set")
+    for uri in (path, f"file://{path}", "s3://pictures/set/a b.png"):
+        torch.testing.assert_close(embedded("image_uri", uri), expected)
+    for uri in (
+        str(tmp_path / "out.png"),
+        str(tmp_path / "in" / ".." / "out.png"),
+        str(tmp_path / "in" / "link.png"),
+        f"{tmp_path / 'in'}side.png",
+        "s3://pictures/settle.png",
+        "s3://other/a.png",
+        "https://169.254.169.254/latest/meta-data",
+    ):
+        with pytest.raises(MlflowException, match="is not below one of"):
+            embedded("image_uri", uri)
+    for uri in ("s3://pictures/set/../secret.png", "https://h/a/%2e%2e/secret.png"):
+        with pytest.raises(MlflowException, match="leads upwards"):
+            embedded("image_uri", uri)
+    for uri in ("http://h/a.png", "ftp://h/a.png", f"{path}\0"):
+        with pytest.raises(MlflowException, match="is no path"):
+            embedded("image_uri", uri)
+    with pytest.raises(MlflowException, match="can't be read: NoSuchKey"):
+        embedded("image_uri", "s3://pictures/set/none.png")
+    with pytest.raises(MlflowException, match="row 0 has more than one of image, "):
+        served.predict(pd.DataFrame({"image": [encoded(picture())], "image_uri": [path]}))
+
+
+def test_rows_without_anything_to_embed_and_values_of_a_wrong_type_are_told(served: Any) -> None:
+    model = served.unwrap_python_model()
+    with pytest.raises(MlflowException, match="rows need a text or an image"):
+        model.predict(None, pd.DataFrame({"txt": [TEXT]}))
+    with pytest.raises(MlflowException, match="row 0: text is of type int"):
+        model.predict(None, pd.DataFrame({"text": [7]}))
+    (answer,) = model.predict(None, pd.DataFrame({"image_bytes": [bytearray(picture())]}))
+    assert answer["image_embedding"] is not None
+
+
 def test_an_empty_text_and_a_very_long_one_have_embeddings(served: Any) -> None:
-    for answer in served.predict(pd.DataFrame({"text": ["", "word " * 5000, "\ud800 [SEP]"[1:]]})):
+    for answer in served.predict(pd.DataFrame({"text": ["", "word " * 5000, "[SEP] [PAD]"]})):
         assert all(math.isfinite(value) for value in answer["text_embedding"])
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from lotlip.data.store import FolderStore, Store
 from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip.train.trace import StepTrace
 from lotlip_platform import tracking
+from lotlip_platform.cli import main
 from lotlip_platform.config import build_config
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.precompute import precompute
@@ -117,10 +119,14 @@ def losses(events: list[dict[str, Any]]) -> dict[int, float]:
 
 
 def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(data)
-    changes = {"train__eval_every_steps": 4, "data__train": "train"}  # relative to where it runs
+    changes = {"train__eval_every_steps": 4, "train__trace": True}
+    changes["data__train"] = "train"  # relative to where it runs
     result, events = run(values(data, tmp_path, **changes))
     assert sorted(losses(events)) == list(range(1, 9))
     assert result.model_uri == "models:/lotlip/1"
@@ -148,6 +154,34 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
 
     with pytest.raises(ConfigError, match=r"another train\.seed=0"):
         run(values(data, tmp_path, train__seed=1, **changes))
+    check_that_it_can_be_made_again(result, tmp_path, capsys)
+
+
+def check_that_it_can_be_made_again(
+    result: TrainResult, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the commands that `lotlip models show --reproduce` prints, all but those for the code."""
+    card = MlflowClient(tracking.tracking_uri()).get_model_version("lotlip", "1").description
+    assert "with 2 corner tokens" in card
+    assert "| Licence of the data (its first 100 samples) | &nbsp; CC0-1.0 |" in card
+    recall = result.metrics["long_text_to_image_r1"]
+    assert f"| `long_text_to_image_r1` | &nbsp; {100 * recall.value:.1f} [" in card
+    capsys.readouterr()
+    assert main(["models", "show", "lotlip@candidate"]) == 0
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert told["weights"].strip() == result.digest
+    assert result.run_id in told["run"]
+    assert main(["models", "show", "lotlip@candidate", "--reproduce"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lotlip ")]
+    assert [command.split()[1] for command in commands] == ["models", "data", "train", "trace"]
+    for command in commands:
+        arguments, _, file = command.partition(" > ")
+        capsys.readouterr()
+        assert main(shlex.split(arguments)[1:]) == 0, command
+        if file:
+            Path(file).write_text(capsys.readouterr().out)
+    again = json.loads((store / "tiny-again" / "result.json").read_text())
+    assert again["digest"] == result.digest
 
 
 def test_features_of_the_locked_tower_are_computed_once_and_teach_the_same(
