@@ -100,6 +100,7 @@ class Follower(tune.Callback):
             shutil.rmtree(storage / name, ignore_errors=True)
         if self._trouble is not None:
             raise self._trouble
+        self._tell_spent(sum(run.record.status == "running" for run in runs))
         trained = [run for run in runs if not run.was_over]
         spent_s = (time.monotonic() - self._began) * min(concurrent, len(trained))
         training_s = sum(run.seconds for run in runs) - before_s
@@ -107,15 +108,23 @@ class Follower(tune.Callback):
 
     def _over(self) -> bool:
         """Whether all trials are to stop."""
+        return bool(self._request.by or self._trouble or self._spent())
+
+    def _spent(self) -> str:
+        """The budget that is used up, if one is."""
         budget = self._config.budget
         seen = sum(run.record.samples_seen for run in self._runs.values())
         hours = (time.monotonic() - self._began) / 3600
-        return bool(
-            self._request.by
-            or self._trouble
-            or (budget.max_samples and seen >= budget.max_samples)
-            or (budget.max_hours and hours >= budget.max_hours)
-        )
+        if budget.max_samples and seen >= budget.max_samples:
+            return f"budget.max_samples={budget.max_samples}"
+        if budget.max_hours and hours >= budget.max_hours:
+            return f"budget.max_hours={budget.max_hours:g}"
+        return ""
+
+    def _tell_spent(self, num_left: int) -> None:
+        if num_left and not self._request.by and (spent := self._spent()):
+            text = f"{spent} is spent, {num_left} trials are not through; with more they go on"
+            self._watch({"kind": "note", "text": text})
 
     def _tell_progress(self) -> None:
         records = [run.record for run in self._runs.values()]

@@ -218,8 +218,10 @@ def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
 def test_a_budget_ends_the_sweep_and_a_larger_one_has_it_go_on(base: Path, tmp_path: Path) -> None:
     longer = {"set": {"train": {"num_samples": 1024}}, "max_concurrent": 1}
     config = sweep_config(base, tmp_path, seeds=[0], budget={"max_samples": 1100}, **longer)
-    first, _ = run(config)
+    first, events = run(config)
     assert statuses(first) == ["finished", "running"]
+    spent = "budget.max_samples=1100 is spent, 1 trials are not through; with more they go on"
+    assert spent in [event["text"] for event in events if event["kind"] == "note"]
     assert sum(record.samples_seen for record in first.records) < 2048
     second, events = run(sweep_config(base, tmp_path, seeds=[0], **longer))
     assert statuses(second) == ["finished", "finished"]
