@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from lotlip.configuration import to_dict
@@ -47,6 +47,8 @@ class Check:
     interval: str = ""
     verdict: Verdict
     """`undecided` is of a comparison whose interval is too wide to tell: it doesn't pass either."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Of a metric: `candidate`, and with a champion `champion` and `difference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,8 @@ def _origin_checks(config: GateConfig, candidate: RegisteredVersion) -> Iterator
     if config.clean_code:
         code = origin.code_version
         is_clean = bool(code) and not code.endswith("+changes")
-        yield _check("code", "committed", code or "unknown", is_passed=is_clean)
+        told = code[:12] + code[40:]  # a short name for a commit
+        yield _check("code", "committed", told or "unknown", is_passed=is_clean)
     if config.data_present:
         found, was = _data_there(origin.data), origin.data_manifest
         demand = f"manifest {was or 'of the run'}"
@@ -243,7 +246,16 @@ def _benchmark_checks(
                 difference=f"{100 * difference.value:+.1f}" if difference else "",
                 interval=_ends(difference) if difference else "",
                 verdict=verdict,
+                shares=_shares(mine, other),
             )
+
+
+def _shares(mine: Answers, other: Answers | None) -> dict[str, float]:
+    shares = {"candidate": float(mine.hits_Q.mean())}
+    if other is not None:
+        shares["champion"] = float(other.hits_Q.mean())
+        shares["difference"] = shares["candidate"] - shares["champion"]
+    return shares
 
 
 def _difference(config: GateConfig, mine: Answers, other: Answers | None) -> Interval | None:

@@ -171,6 +171,9 @@ def _log_report(
     client.set_tag(run_id, "champion", str(report.champion or "none"))
     text = f"**{verdict}**: {because}\n\n{report.markdown()}"
     client.set_tag(run_id, MLFLOW_RUN_NOTE, text[: tracking.MAX_TAG])
+    for check in report.checks:
+        for of, share in check.shares.items():
+            client.log_metric(run_id, f"{of}/{check.name}", share)
     client.log_text(run_id, report.to_json(), "gate.json")
     client.log_text(run_id, text, "gate.md")
 

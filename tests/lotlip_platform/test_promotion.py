@@ -146,6 +146,7 @@ def test_a_good_version_becomes_champion_and_mlflow_tells_why(promoted: Promoted
     assert run.info.status == "FINISHED"
     assert run.data.tags["gate"] == "passed"
     assert "| scenes/long_text_to_image_r1 |" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics.keys() == {f"candidate/scenes/{RECALL}"}
     told = json.loads(load_text(f"runs:/{change.gate_run}/gate.json"))
     assert told["is_passed"] is True
     assert told["config"]["benchmarks"]["scenes"]["num_samples"] == 60
@@ -159,6 +160,7 @@ def test_equal_models_differ_by_nothing(promoted: Promoted) -> None:
     (row,) = [c for c in report.checks if c.demand.startswith("not worse")]
     assert (row.difference, row.interval, row.verdict) == ("+0.0", "[+0.0, +0.0]", "passed")
     assert row.candidate == row.champion
+    assert row.shares["difference"] == 0.0
     assert champion(promoted) == 2
     better = put(promoted, 1, benchmark={"better": [RECALL]})
     assert better.refusals == [f"scenes/{RECALL}"]
