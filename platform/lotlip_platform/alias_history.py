@@ -132,7 +132,7 @@ class AliasHistory:
         if not changes or changes[-1].is_done:
             return None
         self._apply(changes[-1])
-        return changes[-1]
+        return self.changes(alias)[-1]
 
     def move(
         self,

@@ -12,7 +12,7 @@ from lotlip.errors import ConfigError
 from lotlip_platform.cli_model import MODEL_HELP, benches_of
 
 if TYPE_CHECKING:
-    from lotlip_platform.gate import GateReport
+    from lotlip_platform.gate_report import GateReport
 
 _BECAUSE = "the reason, kept for ever"
 

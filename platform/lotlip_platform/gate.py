@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator
 
-from lotlip.configuration import to_dict
 from lotlip.data import scenes
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import CheckpointError, ConfigError, DataError, LotlipError
@@ -18,8 +14,8 @@ from lotlip.evaluate.embed import best_device, embed_images, embed_texts
 from lotlip.evaluate.retrieval import Answers, Interval
 from lotlip.model import LoTLIP
 from lotlip_platform import probe
-from lotlip_platform.evaluate import aligned
 from lotlip_platform.gate_config import GateBenchmark, GateConfig
+from lotlip_platform.gate_report import Check, GateReport, Verdict
 from lotlip_platform.registered_version import RegisteredVersion
 from lotlip_platform.shard_versions import check_shards
 from lotlip_platform.storage import open_store
@@ -32,88 +28,6 @@ _MIN_DISCORDANT = 10
 better."""
 Champion = tuple[int, LoTLIP | str] | None
 """Number and model of the version to compare with, or why it can't be loaded."""
-Verdict = Literal["passed", "refused", "undecided"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One row of the gate's report."""
-
-    name: str
-    demand: str
-    candidate: str
-    champion: str = ""
-    difference: str = ""
-    interval: str = ""
-    verdict: Verdict
-    """`undecided` is of a comparison whose interval is too wide to tell: it doesn't pass either."""
-    shares: Mapping[str, float] = field(default_factory=dict)
-    """Of a metric: `candidate`, and with a champion `champion` and `difference`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateReport:
-    """What a gate found."""
-
-    model: str
-    candidate: int
-    champion: int
-    """0 if there was none to compare with."""
-    config: GateConfig
-    checks: tuple[Check, ...]
-
-    @property
-    def is_passed(self) -> bool:
-        return not self.refusals
-
-    @property
-    def refusals(self) -> list[str]:
-        """The checks that were not passed."""
-        refused = [check for check in self.checks if check.verdict != "passed"]
-        return list(dict.fromkeys(check.name for check in refused))
-
-    def rows(self) -> list[list[str]]:
-        """The table, its head first."""
-        beside = f"champion v{self.champion}" if self.champion else "no champion yet"
-        head = ["", f"candidate v{self.candidate}", beside, "difference", "interval", "demand"]
-        return [
-            [*head, "verdict"],
-            *(
-                [
-                    check.name,
-                    check.candidate,
-                    check.champion,
-                    check.difference,
-                    check.interval,
-                    check.demand,
-                    check.verdict if check.verdict == "passed" else check.verdict.upper(),
-                ]
-                for check in self.checks
-            ),
-        ]
-
-    def table(self) -> str:
-        """For a terminal."""
-        return aligned(self.rows())
-
-    def markdown(self) -> str:
-        """For MLflow's pages."""
-        head, *rows = self.rows()
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "model": self.model,
-                "candidate": self.candidate,
-                "champion": self.champion,
-                "is_passed": self.is_passed,
-                "config": to_dict(self.config),
-                "checks": [asdict(check) for check in self.checks],
-            },
-            indent=1,
-        )
 
 
 def judge(

@@ -170,10 +170,10 @@ def register_run(run_id: str, name: str, tracking_uri: str = "") -> int:
     with tracking.failures_named(server.uri):
         origin = origin_of(server, run_id)
         if origin.status != "FINISHED" or not origin.run_folder:
+            is_what = f"is {origin.status}" if origin.run_folder else "is no run of lotlip"
             raise TrackingError(
-                f"run {run_id} at {server.uri} is {origin.status or 'no run'}"
-                f"{'' if origin.run_folder else ' and has no run folder'}: only finished runs of "
-                "lotlip train and of sweeps can be registered"
+                f"{run_id} at {server.uri} {is_what}: finished runs of lotlip train and of sweeps "
+                "can be registered"
             )
         try:
             config = build_config(TrainConfig, yaml.safe_load(config_text(server, run_id)))

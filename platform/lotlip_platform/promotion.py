@@ -21,8 +21,9 @@ from lotlip_platform.alias_history import (
     previous,
     promotions_experiment,
 )
-from lotlip_platform.gate import Champion, GateReport, judge
+from lotlip_platform.gate import Champion, judge
 from lotlip_platform.gate_config import GateConfig
+from lotlip_platform.gate_report import GateReport
 from lotlip_platform.registered_version import find_version, opened_version, versions_of
 
 Note = Callable[[str], None]
@@ -113,9 +114,12 @@ def rollback(
 
 def _finish_interrupted(history: AliasHistory, alias: str, note: Note) -> None:
     if change := history.finish_interrupted(alias):
+        done = f"{history.name}@{alias} is version {change.after} now"
+        if change.is_void:
+            done = "that version is gone, so nothing is changed"
         note(
             f"the {change.action} of version {change.after} by {change.who} at {change.when} was "
-            f"interrupted: {history.name}@{alias} is version {change.after} now"
+            f"interrupted: {done}"
         )
 
 

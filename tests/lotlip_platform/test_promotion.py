@@ -21,8 +21,9 @@ from lotlip.export import save
 from lotlip_platform.alias_history import AliasHistory, OvertakenError
 from lotlip_platform.cli import main
 from lotlip_platform.config import build_config, dump_config, load_config
-from lotlip_platform.gate import GateReport, _verdict
+from lotlip_platform.gate import _verdict
 from lotlip_platform.gate_config import GateConfig
+from lotlip_platform.gate_report import GateReport
 from lotlip_platform.promotion import history_of, promote, rollback
 from lotlip_platform.registry import make_candidate, register
 from lotlip_platform.tracking import Server, connect
@@ -399,7 +400,7 @@ def test_the_commands_promote_tell_and_roll_back(
         ("show nobody@champion", "has no registered model nobody"),
         ("history nobody", "has no registered model nobody"),
         ("rollback nobody --because x", "has no registered model nobody"),
-        ("register 00000000000000000000000000000000 m", "is no run and has no run folder"),
+        ("register 00000000000000000000000000000000 m", "is no run of lotlip"),
     ],
 )
 def test_mistakes_in_commands_are_one_line(
