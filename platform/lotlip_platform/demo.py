@@ -96,6 +96,7 @@ def demo(num_samples: int) -> None:
     say("[5/5] a search with the model of LoTLIP")
     found = _search(_address(trained["lotlip"]), f"{root}/test", pictures / "search.png")
     _print_end(results, found, pictures)
+    print(_next(trained["lotlip"], f"{root}/test"))
     print(f"\n{time.monotonic() - began:.0f} s; end the services with lotlip down")
 
 
@@ -154,6 +155,18 @@ def _search(model_uri: str, uri: str, picture: Path) -> str:
     sheet = search_sheet(text, matches, heading=f"{model_uri} in {uri}", right=wanted.key)
     _write(picture, sheet)
     return f"{textwrap.fill(text, 100)}\n(the caption of {wanted.key})\n\n{match_table(matches)}"
+
+
+def _next(result: TrainResult, test: str) -> str:
+    """How the model that was registered becomes champion; empty if there is none yet."""
+    if not result.model_uri:
+        return ""
+    name, version = result.model_uri.removeprefix("models:/").split("/")
+    return (
+        f"\nnext: lotlip models promote {name} --version {version} "
+        '--because "reads long texts" \\\n'
+        f"          --gate promote/default benchmarks.scenes.data={test}"
+    )
 
 
 def _print_end(results: dict[str, dict[str, Interval]], found: str, pictures: Path) -> None:

@@ -100,7 +100,7 @@ def gate(promoted: Promoted, **changes: Any) -> GateConfig:
     return build_config(
         GateConfig,
         {
-            "benchmarks": {"scenes": benchmark},
+            "benchmarks": {"retrieval": benchmark},
             "max_latency_ms": 10_000,
             "tolerance": 0.05,
             **changes,
@@ -146,11 +146,11 @@ def test_a_good_version_becomes_champion_and_mlflow_tells_why(promoted: Promoted
     run = promoted.server.client.get_run(change.gate_run)
     assert run.info.status == "FINISHED"
     assert run.data.tags["gate"] == "passed"
-    assert "| scenes/long_text_to_image_r1 |" in run.data.tags["mlflow.note.content"]
-    assert run.data.metrics.keys() == {f"candidate/scenes/{RECALL}"}
+    assert "| retrieval/long_text_to_image_r1 |" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics.keys() == {f"candidate/retrieval/{RECALL}"}
     told = json.loads(load_text(f"runs:/{change.gate_run}/gate.json"))
     assert told["is_passed"] is True
-    assert told["config"]["benchmarks"]["scenes"]["num_samples"] == 60
+    assert told["config"]["benchmarks"]["retrieval"]["num_samples"] == 60
     version = promoted.server.client.get_model_version(NAME, "1")
     assert version.tags["champion_gate"] == "passed"
 
@@ -164,7 +164,7 @@ def test_equal_models_differ_by_nothing(promoted: Promoted) -> None:
     assert row.shares["difference"] == 0.0
     assert champion(promoted) == 2
     better = put(promoted, 1, benchmark={"better": [RECALL]})
-    assert better.refusals == [f"scenes/{RECALL}"]
+    assert better.refusals == [f"retrieval/{RECALL}"]
     assert champion(promoted) == 2
 
 
@@ -181,7 +181,10 @@ def test_a_version_of_doubtful_origin_is_refused(
     [
         ({"max_size_mb": 0.001}, "size"),
         ({"max_latency_ms": 0.001}, "latency"),
-        ({"benchmark": {"at_least": {"class_zero_shot_top1": 1.0}}}, "scenes/class_zero_shot_top1"),
+        (
+            {"benchmark": {"at_least": {"short_text_to_image_r1": 1.0}}},
+            "retrieval/short_text_to_image_r1",
+        ),
     ],
 )
 def test_a_version_below_a_demand_is_refused(
@@ -285,9 +288,9 @@ def test_mistakes_are_one_line_and_move_nothing(
 
 def test_a_benchmark_that_cannot_run_is_refused(promoted: Promoted, tmp_path: Path) -> None:
     report = put(promoted, 1, benchmark={"data": str(tmp_path)})
-    assert report.refusals == ["scenes"]
+    assert report.refusals == ["retrieval"]
     assert "has no manifest.json" in report.checks[-1].candidate
-    with pytest.raises(ConfigError, match=r"benchmarks\.scenes has no metric nonsense"):
+    with pytest.raises(ConfigError, match=r"benchmarks\.retrieval has no metric nonsense"):
         put(promoted, 1, benchmark={"better": ["nonsense"]})
     put(promoted, 1)
     with pytest.raises(ConfigError, match="version 1 of promoted is champion already"):
