@@ -86,6 +86,7 @@ def _by_length(
     return torch.cat(seen)
 
 
+@torch.compiler.disable  # it would be compiled anew for each batch
 def _in_blocks(
     query_QHd: Tensor,
     key_THd: Tensor,
