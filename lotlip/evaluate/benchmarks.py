@@ -189,7 +189,7 @@ class Benchmark:
         to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_TN.T[told][a:b])
         found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
         # Equal captions have equal answers: they are drawn together.
-        same_T = _same([self.samples[index].short for index in telling]).numpy()
+        same_T = caption_labels([self.samples[index].short for index in telling]).numpy()
         return found | {
             f"text_to_image_r{k}": answers_at(to_image, k, clusters=same_T) for k in RECALL_AT
         }
@@ -246,11 +246,11 @@ def _caption_retrieval(
     image_ND: Tensor, text_ND: Tensor, captions: Sequence[str]
 ) -> dict[str, Answers]:
     """One caption an image; a caption that several images share is right for each of them."""
-    labels_N = _same(captions)
+    labels_N = caption_labels(captions)
     return retrieval_answers(image_ND, text_ND, image_labels_N=labels_N, text_labels_T=labels_N)
 
 
-def _same(captions: Sequence[str]) -> Tensor:
+def caption_labels(captions: Sequence[str]) -> Tensor:
     """A number for each caption, equal where the captions are."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])

@@ -43,6 +43,16 @@ def add_verbs(verbs: Any) -> None:
     compare.add_argument("--json", action="store_true")
     compare.set_defaults(run=_compare)
 
+    history = of_models.add_parser("history", help="who moved which alias, when and why")
+    history.add_argument("name", metavar="NAME")
+    history.add_argument("--json", action="store_true")
+    history.set_defaults(run=_history)
+
+    _add_changes(of_models)
+
+
+def _add_changes(of_models: Any) -> None:
+    """The verbs that write something."""
     export = of_models.add_parser("export", help="write a model into a folder, in one of 3 layouts")
     export.add_argument("model", help=MODEL_HELP)
     export.add_argument("destination", metavar="DEST", help="a new folder, or s3://BUCKET/PREFIX")
@@ -82,11 +92,6 @@ def add_verbs(verbs: Any) -> None:
     rollback.add_argument("--alias", default="champion")
     rollback.add_argument("--because", required=True, metavar="REASON", help=_BECAUSE)
     rollback.set_defaults(run=_rollback)
-
-    history = of_models.add_parser("history", help="who moved which alias, when and why")
-    history.add_argument("name", metavar="NAME")
-    history.add_argument("--json", action="store_true")
-    history.set_defaults(run=_history)
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -62,6 +62,11 @@ def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] 
     return aligned(cells)
 
 
+def in_percent(interval: Interval) -> str:
+    """A share with its interval: `85.0 [83.4, 86.6]`."""
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
 def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Rows of text as a table, a rule below the first."""
     widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]

@@ -11,6 +11,7 @@ from lotlip.data.sample import from_members
 from lotlip.data.shards import DamagedShardError, read_shard
 from lotlip.errors import DataError
 from lotlip.evaluate.retrieval import Interval
+from lotlip_platform.evaluate import in_percent
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
 
@@ -31,7 +32,6 @@ def model_card(config: TrainConfig, manifest: Manifest, metrics: Mapping[str, In
     Args:
         manifest: of the training data.
         metrics: of the evaluation behind the training; empty if there was none.
-
     """
     return "\n\n".join(
         (
@@ -111,14 +111,7 @@ def _metrics(config: TrainConfig, metrics: Mapping[str, Interval]) -> str:
     if not metrics:
         return "Not evaluated: the run had no `eval.data`."
     names = [name for name in _TOLD_FIRST if name in metrics]
-    rows = [
-        (
-            f"`{name}`",
-            f"{100 * metrics[name].value:.1f} "
-            f"[{100 * metrics[name].low:.1f}, {100 * metrics[name].high:.1f}]",
-        )
-        for name in names or metrics
-    ]
+    rows = [(f"`{name}`", in_percent(metrics[name])) for name in names or metrics]
     asked = config.eval
     size = f"the first {asked.num_samples:,} samples" if asked.num_samples else "all samples"
     return (

@@ -8,16 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lotlip.data.manifest import read_manifest
 from lotlip.data.sample import Sample
-from lotlip.evaluate.benchmarks import Benchmark, Features, long_caption, read_benchmark
+from lotlip.evaluate.benchmarks import (
+    Benchmark,
+    Features,
+    caption_labels,
+    long_caption,
+    read_benchmark,
+)
 from lotlip.evaluate.embed import best_device
 from lotlip.evaluate.ranks import retrieval_ranks
 from lotlip.evaluate.retrieval import Interval
-from lotlip_platform.evaluate import aligned, check_benchmarks
+from lotlip_platform.evaluate import aligned, check_benchmarks, in_percent
 from lotlip_platform.page import page, thumbnail
 from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
@@ -159,8 +164,7 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    intervals = row.first, row.second
-    shares = [f"{100 * i.value:.1f} [{100 * i.low:.1f}, {100 * i.high:.1f}]" for i in intervals]
+    shares = [in_percent(interval) for interval in (row.first, row.second)]
     by = row.difference
     return [
         row.metric,
@@ -174,8 +178,7 @@ def _most_different(
 ) -> tuple[Query, ...]:
     """Long captions whose image the one finds much further up than the other."""
     captions = [long_caption(sample) for sample in samples]
-    numbers: dict[str, int] = {}
-    labels_N = torch.tensor([numbers.setdefault(text, len(numbers)) for text in captions])
+    labels_N = caption_labels(captions)
     ranks = [
         retrieval_ranks(seen.long_ND, seen.image_ND, (labels_N, labels_N)).tolist()
         for seen in (first, second)

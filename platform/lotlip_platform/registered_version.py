@@ -136,10 +136,15 @@ def load_from(folder: Path, address: str) -> LoTLIP:
     exported = folder / "artifacts" / "model"
     if not exported.is_dir():
         raise CheckpointError(f"{address} is not a model of lotlip: it has no export folder")
+    return load_copy(exported, address)
+
+
+def load_copy(folder: Path, address: str) -> LoTLIP:
+    """Errors name the address that the user gave, not our copy of what lies there."""
     try:
-        return load(exported)
+        return load(folder)
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(exported), address)) from error
+        raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 from lotlip_platform.alias_history import HISTORY_TAG, AliasHistory, OvertakenError, new_history
 from lotlip_platform.probe import make_probe
-from lotlip_platform.registered_version import downloaded, load_from
+from lotlip_platform.registered_version import downloaded, load_copy, load_from
 from lotlip_platform.storage import open_store
 
 CANDIDATE = "candidate"
@@ -60,7 +60,7 @@ def register(server: tracking.Server, run_id: str, model: str, *, name: str, car
         folder.mkdir()
         probe.mkdir()
         _copy(model, folder)
-        loaded = _load_copy(folder, model)
+        loaded = load_copy(folder, model)
         for file, content in make_probe(loaded).items():
             (probe / file).write_bytes(content)
         logged = mlflow.pyfunc.log_model(
@@ -146,7 +146,7 @@ def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
 def _load_from_store(uri: str) -> LoTLIP:
     with tempfile.TemporaryDirectory() as folder:
         _copy(uri, Path(folder))
-        return _load_copy(Path(folder), uri)
+        return load_copy(Path(folder), uri)
 
 
 def _copy(uri: str, folder: Path) -> None:
@@ -165,14 +165,6 @@ def _load_from_mlflow(model: str, tracking_uri: str) -> LoTLIP:
     source = model if model.startswith("models:/") else _model_of_run(server, model)
     with downloaded(server, source) as folder:
         return load_from(folder, model)
-
-
-def _load_copy(folder: Path, address: str) -> LoTLIP:
-    """Errors name the address that the user gave, not our copy of what lies there."""
-    try:
-        return lotlip.load(folder)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(folder), address)) from error
 
 
 def _new_version(
