@@ -40,19 +40,20 @@ class AugmentConfig:
             raise ConfigError(f"augment.min_crop_area={self.min_crop_area} must be in (0, 1]")
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in RGB, whatever its mode was; transparency is put on white.
 
-    Raises: DataError if it isn't an image, is cut short, or is larger than MAX_PIXELS.
+    Raises: DataError if it isn't an image, is cut short, or is larger than `max_pixels`, which its
+    header tells.
     """
-    return _decoded(_opened(encoded))
+    return _decoded(_opened(encoded, max_pixels))
 
 
-def _opened(encoded: bytes) -> Image.Image:
+def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image, of which only the header was read. Raises: DataError."""
     with _explained():
         image = Image.open(io.BytesIO(encoded))
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         raise DataError(f"image of {image.width} x {image.height} px is too large")
     return image
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,7 +152,7 @@ def write_dataset(
 
 def read_shard(
     store: Store, shard: Shard, *, start: int = 0, tag: str = ""
-) -> Iterator[RawSample | DamagedShardError]:
+) -> Generator[RawSample | DamagedShardError, None, None]:
     """One item for each sample from number `start` on: its members, or the damage that took it.
 
     A damage takes the samples from there, perhaps the one just before it, too, to the next offset
@@ -182,6 +183,24 @@ def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
                 yield from_members(raw)
             except DataError as error:
                 raise DataError(f"{store.uri}/{shard.name}: {error}") from error
+
+
+def read_sample(store: Store, manifest: Manifest, number: int) -> Sample:
+    """Sample `number` of a data set, counted through all shards.
+
+    Reads from the last offset before it that the manifest knows. Raises: DataError; IndexError if
+    there is no such sample.
+    """
+    start = number
+    for shard in manifest.shards:
+        if 0 <= start < shard.num_samples:
+            with closing(read_shard(store, shard, start=start)) as samples:
+                raw = next(samples)
+            if isinstance(raw, DamagedShardError):
+                raise raw
+            return from_members(raw)
+        start -= shard.num_samples
+    raise IndexError(number)
 
 
 class _Part:

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         cli_data,
         cli_model,
         cli_models,
+        cli_serve,
         cli_services,
         cli_sweep,
         cli_trace,
@@ -74,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every command takes --help. The README shows the way from nothing to a model.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    for module in (cli_services, cli_data, cli_model, cli_models, cli_sweep, cli_trace, cli_track):
+    modules = (
+        cli_services,
+        cli_data,
+        cli_model,
+        cli_models,
+        cli_serve,
+        cli_sweep,
+        cli_trace,
+        cli_track,
+    )
+    for module in modules:
         module.add_verbs(verbs)
     return parser

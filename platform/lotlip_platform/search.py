@@ -65,13 +65,13 @@ def search(
     return best
 
 
-def cut_note(model: LoTLIP, text: str) -> str:
+def cut_note(model: LoTLIP, text: str, name: str = "--text") -> str:
     """What to tell of a description that the model doesn't read to its end; empty if it does."""
     assert model.tokenizer is not None, "a model that was loaded or trained has its tokenizer"
     num_ids, most = model.tokenizer.full_length(text), model.tokenizer.context_length
     if num_ids <= most:
         return ""
-    return f"--text has {num_ids} tokens, the model reads {most}: its end is left out"
+    return f"{name} has {num_ids} tokens, the model reads {most}: its end is left out"
 
 
 def search_sheet(text: str, matches: list[Match], *, heading: str, right: str = "") -> bytes:

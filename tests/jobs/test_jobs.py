@@ -23,6 +23,10 @@ WRONG = {
         "lotlip: 'nothing' is not of the form NAME@ALIAS or NAME/VERSION",
     ),
     "evaluate.py": ("model --bench scenes", "lotlip: --bench 'scenes' is not of the form NAME=URI"),
+    "serve.py": (
+        "model --index data --config nowhere",
+        "lotlip: there is no config nowhere; shipped",
+    ),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (
         "DEST --epochs 0",

@@ -19,6 +19,7 @@ from lotlip.data.shards import (
     CaptionCount,
     DamagedShardError,
     RawSample,
+    read_sample,
     read_samples,
     read_shard,
     write_dataset,
@@ -340,3 +341,15 @@ def test_a_store_that_fails_while_reading_is_no_damage_but_one_clear_line(
     with pytest.raises(DataError, match=f"^{message}$") as caught:
         list[RawSample](read_shard(store, written[1]))
     assert not isinstance(caught.value, DamagedShardError)
+
+
+@pytest.mark.parametrize("number", [0, 59, 60, 70, 120, 249, 299])
+def test_one_sample_is_read_by_its_number(scene_store, scene_samples, number):
+    manifest = read_manifest(scene_store)
+    assert read_sample(scene_store, manifest, number) == scene_samples[number]
+
+
+@pytest.mark.parametrize("number", [-1, 300])
+def test_a_sample_that_there_is_not_is_an_index_error(scene_store, number):
+    with pytest.raises(IndexError):
+        read_sample(scene_store, read_manifest(scene_store), number)

@@ -1,0 +1,214 @@
+"""A model with the index that it searches, replaced as one when its alias moves.
+
+Shape suffixes: T texts and I images of one query, Q queries that search, D embedding
+width; B images of a batch, H and W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from lotlip.data.manifest import Manifest, read_manifest
+from lotlip.errors import LotlipError
+from lotlip.evaluate.embed import embed_texts
+from lotlip.evaluate.image_index import Found, ImageIndex, read_index
+from lotlip.export import digest
+from lotlip.images import centre_crop, decode, normalise
+from lotlip.model import LoTLIP
+from lotlip_platform import tracking
+from lotlip_platform.features import feature_set
+from lotlip_platform.local_services import home
+from lotlip_platform.registered_version import parsed, resolved
+from lotlip_platform.serve_config import ServeConfig
+from lotlip_platform.storage import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexed:
+    """The data set that is searched, as it was when serving began."""
+
+    uri: str
+    manifest: Manifest
+
+    @classmethod
+    def at(cls, uri: str) -> Indexed:
+        """Raises: DataError."""
+        store = open_store(uri)
+        return cls(uri=store.uri, manifest=read_manifest(store))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model and what it made of the images."""
+
+    version: str
+    """`models:/NAME/VERSION`, or the folder or run it was loaded from."""
+    weights: str
+    """The digest of its export."""
+    model: LoTLIP
+    index: ImageIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadedImage:
+    """An image of a request, decoded for the model that was served when it came."""
+
+    encoded: bytes
+    pixels: np.ndarray
+    """[side, side, 3] uint8."""
+
+    def at(self, size_px: int) -> np.ndarray:
+        """Pixels for a model, which may have taken the other's place since and ask another size."""
+        if len(self.pixels) == size_px:
+            return self.pixels
+        return centre_crop(decode(self.encoded), size_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to embed; with `num_hits`, images to search for the first text."""
+
+    texts: Sequence[str] = ()
+    images: Sequence[UploadedImage] = ()
+    num_hits: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one model, not two of them, says to a query."""
+
+    served: ServedModel
+    texts_TD: Tensor
+    images_ID: Tensor
+    hits: Sequence[Found]
+
+
+def current_version(address: str) -> str:
+    """Which version an alias stands for now; any other address as it is. Raises: LotlipError."""
+    if not follows_alias(address):
+        return address
+    name, number = resolved(tracking.connect(), address)
+    return f"models:/{name}/{number}"
+
+
+def follows_alias(address: str) -> bool:
+    """Whether what lies at a model's address may change. Raises: ConfigError."""
+    return address.startswith("models:/") and bool(parsed(address)["alias"])
+
+
+def with_index(
+    model: LoTLIP,
+    version: str,
+    data: Indexed,
+    config: ServeConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ServedModel:
+    """The model of a version with its index; Ray must be connected.
+
+    Features of the images are computed by Ray tasks, unless a model with the same image tower has
+    had them computed before. Raises: DataError, ClusterError.
+    """
+    features = open_store(
+        feature_set(
+            model.image_tower,
+            data.manifest,
+            data=data.uri,
+            kept_in=config.features or str(home() / "features"),
+            gpus=config.gpus_per_replica,
+            on_progress=on_progress,
+        )
+    )
+    index = read_index(model, features, read_manifest(features, of_features=True))
+    weights = digest(model)
+    if config.gpus_per_replica:
+        model = model.cuda()
+    return ServedModel(version=version, weights=weights, model=model, index=index)
+
+
+@torch.no_grad()
+def answer(served: ServedModel, queries: Sequence[Query]) -> list[Answer]:
+    """All texts in one pass of the model, all images in one, all searches in one of the index."""
+    texts = embed_texts(served.model, [text for query in queries for text in query.texts])
+    texts_of = texts.split([len(query.texts) for query in queries])
+    images = _embedded(served.model, [image for query in queries for image in query.images])
+    images_of = images.split([len(query.images) for query in queries])
+    hits: dict[int, list[Found]] = {}
+    if searches := [place for place, query in enumerate(queries) if query.num_hits]:
+        most = max(query.num_hits for query in queries)
+        described_QD = torch.stack([texts_of[place][0] for place in searches])
+        hits = dict(zip(searches, served.index.search(described_QD, most), strict=True))
+    return [
+        Answer(
+            served=served,
+            texts_TD=texts_of[place],
+            images_ID=images_of[place],
+            hits=hits.get(place, [])[: query.num_hits],
+        )
+        for place, query in enumerate(queries)
+    ]
+
+
+def _embedded(model: LoTLIP, images: Sequence[UploadedImage]) -> Tensor:
+    """Features [I, D] of images, on the CPU."""
+    size_px = model.config.image.image_size_px
+    if not images:
+        return torch.empty(0, model.config.embed_dim)
+    pixels = np.stack([image.at(size_px) for image in images])
+    pixels_BHWC = torch.from_numpy(pixels).to(model.logit_scale.device)
+    return model.encode_image(normalise(pixels_BHWC)).cpu()
+
+
+class Follower:
+    """Keeps what is served at what an alias stands for.
+
+    The next version is loaded beside the present one, then takes its place in one step: a request
+    meets one of them, whole.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        load: Callable[[str], ServedModel],
+        *,
+        poll_s: float,
+        on_reload: Callable[[str], None],
+    ) -> None:
+        """Load what is served first. `on_reload` hears `loaded` or `failed` of each later try."""
+        self._address, self._load, self._poll_s, self._on_reload = address, load, poll_s, on_reload
+        self.served = load(current_version(address))
+        self.problem = ""
+        """Why the version that the alias stands for could not be loaded, if it couldn't."""
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(self._poll_s)
+            if follows_alias(self._address):
+                self._look()
+
+    def _look(self) -> None:
+        try:
+            version = current_version(self._address)
+            if version == self.served.version:
+                self.problem = ""
+                return
+            self.served = self._load(version)
+        except (LotlipError, RayError, OSError, RuntimeError) as error:  # torch's are the last
+            self.problem = " ".join(str(error).split())
+            self._on_reload("failed")
+            return
+        self.problem = ""
+        self._on_reload("loaded")

@@ -1,0 +1,143 @@
+"""`lotlip serve`: a model behind HTTP, as an application of Ray Serve."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
+
+from lotlip.errors import ClusterError
+from lotlip_platform import tracking
+from lotlip_platform.cluster import connected, store_environment
+from lotlip_platform.local_services import home
+from lotlip_platform.registry import fetch
+from lotlip_platform.search_service import SearchService
+from lotlip_platform.serve_config import ServeConfig
+from lotlip_platform.served_model import Indexed, current_version, with_index
+
+APP = "lotlip-search"
+_TIMEOUT_S = 60.0
+_REQUESTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A service that answers."""
+
+    url: str
+    version: str
+    num_images: int
+    num_unreadable: int
+
+
+@contextmanager
+def serving(
+    address: str,
+    index: str,
+    config: ServeConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Serving]:
+    """Serve a model with the images of a data set to search, for as long as the block runs.
+
+    `address` is any name that `registry.fetch` takes; of an alias the service follows the moves. A
+    service of lotlip's that runs on the cluster already is replaced, request by request.
+
+    Raises: LotlipError; what is wrong with the model or the data set is found before anything is
+    started.
+    """
+    data, version = Indexed.at(index), current_version(address)
+    model = fetch(version)
+    with connected():
+        _check_room(config)
+        _check_http(config)
+        first = with_index(model, version, data, config, on_progress)
+        images, unreadable = len(first.index), first.index.num_unreadable
+        del first, model  # the replicas have their own
+        try:
+            _start(_application(address, data, config), config)
+            yield Serving(
+                url=f"http://{config.host}:{config.port}",
+                version=version,
+                num_images=images,
+                num_unreadable=unreadable,
+            )
+        finally:
+            serve.delete(APP)
+            if not serve.status().applications:
+                # Ray tells of the controller's end as of a fault, whenever Serve is shut down.
+                with redirect_stderr(io.StringIO()):
+                    serve.shutdown()
+
+
+def _application(address: str, data: Indexed, config: ServeConfig) -> serve.Application:
+    deployment = serve.deployment(
+        name="search",
+        num_replicas=config.num_replicas,
+        max_ongoing_requests=_REQUESTS_AT_ONCE,
+        max_queued_requests=config.max_queued_requests,
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus_per_replica,
+        },
+    )(serve.ingress()(SearchService))
+    ours = {name: text for name, text in os.environ.items() if name.startswith("MLFLOW_")}
+    environment = {
+        **store_environment(),
+        **ours,
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
+        "LOTLIP_HOME": str(home()),
+    }
+    return deployment.bind(address, data, config, environment)
+
+
+def _start(application: serve.Application, config: ServeConfig) -> None:
+    """Start Serve, unless it runs, and the service. Raises: ClusterError."""
+    # As chatty as Serve is, the person at the terminal would miss what we tell.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    http = {"host": config.host, "port": config.port, "request_timeout_s": _TIMEOUT_S}
+    try:
+        serve.start(proxy_location="EveryNode", http_options=http)
+        serve.run(application, name=APP, route_prefix="/")
+    except (RayError, RuntimeError) as error:
+        text = str(error)
+        if "Failed to bind" in text:
+            raise ClusterError(
+                f"port {config.port} is taken where Ray Serve is to listen: choose another, "
+                "--config serve/default port=N"
+            ) from error
+        raise ClusterError(
+            f"Ray Serve could not start the service: {text.strip().splitlines()[-1][:300]}"
+        ) from error
+
+
+def _check_http(config: ServeConfig) -> None:
+    """Raises: ClusterError if the cluster's Serve listens elsewhere already: it has one place."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    there = client.http_config
+    if (there.host, there.port) != (config.host, config.port):
+        raise ClusterError(
+            f"Ray Serve of this cluster listens on {there.host}:{there.port} already: serve there, "
+            f"--config serve/default host={there.host} port={there.port}, or end it: serve shutdown"
+        )
+
+
+def _check_room(config: ServeConfig) -> None:
+    """Raises: ClusterError if the cluster, even when idle, can't hold the replicas."""
+    has = ray.cluster_resources()
+    asked = {"CPU": config.cpus_per_replica, "GPU": config.gpus_per_replica}
+    for kind, each in asked.items():
+        if config.num_replicas * each > has.get(kind, 0.0):
+            raise ClusterError(
+                f"num_replicas={config.num_replicas} needs {config.num_replicas * each:g} {kind}s, "
+                f"the cluster has {has.get(kind, 0.0):g}: lower it or {kind.lower()}s_per_replica"
+            )
