@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from lotlip.data.sample import Sample
 from lotlip.data.shards import read_sample
 from lotlip.errors import DataError
 from lotlip.images import centre_crop, decode
+from lotlip_platform.batcher import Batcher
 from lotlip_platform.registry import fetch
 from lotlip_platform.search import cut_note
 from lotlip_platform.search_api import NotFoundError, RequestError, build_app
@@ -54,18 +55,13 @@ class SearchService:
             poll_s=config.poll_s,
             on_reload=self.metrics.reloaded,
         )
-        # The model takes one batch at a time; while it does, others are gathered and decoded.
-        self._model = ThreadPoolExecutor(1, "model")
         self._decoding = ThreadPoolExecutor(_DECODING_THREADS, "decode")
         self._reading = ThreadPoolExecutor(_READING_THREADS, "read")
         store = open_store(data.uri)
         self._read = lru_cache(_IMAGES_KEPT)(
             lambda number: read_sample(store, data.manifest, number)
         )
-        self._answer = serve.batch(
-            max_batch_size=config.max_batch_size,
-            batch_wait_timeout_s=config.batch_wait_ms / 1000,
-        )(self._answer_together)
+        self._answer = Batcher(self._answer_together, config.max_batch_size)
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_app(self)
@@ -169,9 +165,9 @@ class SearchService:
         self.metrics.describe(served.version, served.weights, len(served.index))
         return serve.get_replica_context().replica_id.unique_id, self.metrics.families()
 
-    async def _answer_together(self, queries: list[Query]) -> list[Answer]:
+    def _answer_together(self, queries: Sequence[Query]) -> list[Answer]:
         self.metrics.batched(len(queries))
-        return await self._on(self._model, answer, self.served, queries)
+        return answer(self.served, queries)
 
     async def _on(self, pool: ThreadPoolExecutor, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

@@ -23,9 +23,7 @@ class ServeConfig:
     gpus_per_replica: float = 0.0
     """1 embeds on a GPU; 0 on the CPU, even where there are GPUs."""
     max_batch_size: int = 16
-    """Requests that are embedded together."""
-    batch_wait_ms: float = 2.0
-    """How long the first of them waits for others."""
+    """Requests that are embedded together, of those that have come while others were."""
     max_queued_requests: int = 200
     """Further ones are answered with 503 at once."""
     max_body_mb: float = 20.0
@@ -59,8 +57,7 @@ class ServeConfig:
         for name in ("cpus_per_replica", "max_body_mb", "max_image_mp", "poll_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("gpus_per_replica", "batch_wait_ms"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.gpus_per_replica < 0:
+            raise ConfigError(f"gpus_per_replica={self.gpus_per_replica} must be 0 or more")
         if self.max_image_mp * 1e6 > MAX_PIXELS:
             raise ConfigError(f"max_image_mp={self.max_image_mp} is above {MAX_PIXELS / 1e6:g}")

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 import ray
@@ -73,7 +73,7 @@ def serving(
             serve.delete(APP)
             if not serve.status().applications:
                 # Ray tells of the controller's end as of a fault, whenever Serve is shut down.
-                with redirect_stderr(io.StringIO()):
+                with redirect_stdout(io.StringIO()):
                     serve.shutdown()
 
 
@@ -83,6 +83,7 @@ def _application(address: str, data: Indexed, config: ServeConfig) -> serve.Appl
         num_replicas=config.num_replicas,
         max_ongoing_requests=_REQUESTS_AT_ONCE,
         max_queued_requests=config.max_queued_requests,
+        logging_config={"enable_access_log": False},  # requests are counted, see Metrics
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
             "num_gpus": config.gpus_per_replica,

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+T = TypeVar("T")
 Work = Callable[[], object]
 
 DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
@@ -92,14 +94,14 @@ def peak_mib(prepare: Callable[..., Work], *arguments: object, whole: bool = Fal
     return in_new_process(_peak_mib, prepare, arguments, whole)
 
 
-def in_new_process(function: Callable[..., float], *arguments: object) -> float:
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
     """What a function returns in a process that has done nothing else."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_on_one_thread, function, arguments).result()
 
 
-def _on_one_thread(function: Callable[..., float], arguments: tuple[object, ...]) -> float:
+def _on_one_thread(function: Callable[..., T], arguments: tuple[object, ...]) -> T:
     torch.set_num_threads(1)
     return function(*arguments)
 

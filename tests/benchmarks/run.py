@@ -19,6 +19,7 @@ import contrast
 import loading
 import order
 import ranking
+import serving
 import texts
 import torch
 import whole_run
@@ -38,9 +39,10 @@ def main() -> None:
         scenes = loading.Scenes(FolderStore(folder))
         rows = [*texts.rows(), *contrast.rows(), *ranking.rows(), *loading.rows(scenes)]
         rows.append(whole_run.row(scenes))
+        answered = serving.section(serving.measured(scenes))
         kept_mib = in_new_process(loading.kept_mib, folder)
         late, early = order.seek(scenes.texts, ORDER_REPEATS)
-    write_report(rows, order.mixing(), late, early, contrast.share_mib(), kept_mib)
+    write_report(rows, order.mixing(), late, early, contrast.share_mib(), kept_mib, answered)
 
 
 def write_report(
@@ -50,6 +52,7 @@ def write_report(
     early: float,
     share: tuple[float, float],
     kept_mib: float,
+    answered: Sequence[str],
 ) -> None:
     ours_mib, naive_mib = share
     lines = [
@@ -90,6 +93,8 @@ def write_report(
         "| order | shards in a batch | neighbours met, a sample |",
         "|---|---|---|",
         *(f"| {who} | {shards:.0f} | {met:.2f} |" for who, shards, met in mixing),
+        "",
+        *answered,
     ]
     print("\n".join(lines))
     REPORT.write_text("\n".join(lines) + "\n")
