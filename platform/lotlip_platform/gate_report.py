@@ -13,6 +13,9 @@ from lotlip_platform.gate_config import GateConfig
 
 Verdict = Literal["passed", "refused", "undecided"]
 
+_WIDEST = 48
+"""Characters of a cell."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -72,8 +75,13 @@ class GateReport:
         ]
 
     def table(self) -> str:
-        """For a terminal."""
-        return aligned(self.rows())
+        """For a terminal; what is too long for a cell stands below."""
+        rows, below = self.rows(), []
+        for row in rows[1:]:
+            if len(row[1]) > _WIDEST:
+                below.append(f"{row[0]}: {row[1]}")
+                row[1] = "see below"
+        return "\n".join([aligned(rows), *below])
 
     def markdown(self) -> str:
         """For MLflow's pages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,6 +88,11 @@ def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Pat
         )
         assert found.returncode == 0, found.stderr
         assert len(found.stdout.splitlines()) == 2 + 8  # the table's head and the best eight
+        told = first.stdout.rpartition("next: lotlip ")[2].partition("\n\n")[0]
+        promoted = lotlip(*shlex.split(told.replace("\\\n", "")), "max_latency_ms=10000")
+        assert promoted.returncode == 3, promoted.stderr  # after 20 steps it reads no long texts
+        refused = [line for line in promoted.stdout.splitlines() if line.endswith("REFUSED")]
+        assert "scenes/long_text_to_image_r1" in {line.split()[0] for line in refused}
     finally:
         ended = lotlip("down")
     assert ended.stdout.strip() == "ended: s3, mlflow, ray"

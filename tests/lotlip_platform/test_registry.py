@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -318,3 +322,39 @@ def test_a_folder_that_lacks_its_weights_is_told(model_folder: Path, tmp_path: P
 def test_an_address_of_no_store_is_told() -> None:
     with pytest.raises((CheckpointError, ConfigError)):
         fetch("gs://bucket/model")
+
+
+_ALONE = """
+import importlib.util, json, sys
+import mlflow, pandas
+assert importlib.util.find_spec("lotlip") is None
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps(model.predict(pandas.DataFrame({"text": [sys.argv[2]], "image": [sys.argv[3]]}))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_loads_where_there_is_nothing_but_its_requirements(
+    registered: Registered, model: LoTLIP, tmp_path: Path
+) -> None:
+    address = f"models:/{NAME}@candidate"
+    python = tmp_path / "environment" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
+    requirements = mlflow.pyfunc.get_model_dependencies(address)
+    pip = [python, "-m", "pip", "install", "--quiet", "--requirement", requirements]
+    subprocess.run(pip, check=True, timeout=500)
+    image = base64.b64encode(picture()).decode()
+    alone = [python, "-c", _ALONE, address, TEXT, image]
+    environment = {"MLFLOW_TRACKING_URI": registered.server.uri, "PATH": os.environ["PATH"]}
+    environment |= {"HOME": str(tmp_path), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    told = subprocess.run(
+        alone, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+    )
+    assert told.returncode == 0, told.stderr
+    (row,) = json.loads(told.stdout)
+    for name, wanted in (
+        ("text_embedding", embed_texts(model, [TEXT])[0]),
+        ("image_embedding", embed_images(model, [picture()])[0]),
+    ):
+        torch.testing.assert_close(torch.tensor(row[name]), wanted, atol=1e-5, rtol=0)

@@ -215,6 +215,15 @@ def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_go_on(
 
 
 @pytest.mark.slow
+def test_a_metric_that_the_benchmark_does_not_measure_is_told(base: Path, tmp_path: Path) -> None:
+    result, _ = run(sweep_config(base, tmp_path, metric="r_at_1", seeds=[0]))
+    assert statuses(result) == ["failed", "failed"]
+    for record in result.records:
+        assert record.error.startswith("metric=r_at_1 is not measured by eval.benchmark; these are")
+        assert "long_text_to_image_r1" in record.error
+
+
+@pytest.mark.slow
 def test_a_budget_ends_the_sweep_and_a_larger_one_has_it_go_on(base: Path, tmp_path: Path) -> None:
     longer = {"set": {"train": {"num_samples": 1024}}, "max_concurrent": 1}
     config = sweep_config(base, tmp_path, seeds=[0], budget={"max_samples": 1100}, **longer)
