@@ -99,7 +99,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _stats(arguments: argparse.Namespace) -> None:
     from lotlip_platform.dataset_views import stats, stats_figure
-    from lotlip_platform.evaluate import aligned
+    from lotlip_platform.tables import aligned
 
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")

@@ -95,8 +95,8 @@ def _add_changes(of_models: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.evaluate import aligned
     from lotlip_platform.registry import registered_models
+    from lotlip_platform.tables import aligned
 
     models = registered_models()
     if arguments.json:
@@ -207,8 +207,9 @@ def _was(version: int) -> str:
 
 
 def _history(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.evaluate import aligned
-    from lotlip_platform.promotion import history_of, history_rows, strays
+    from lotlip_platform.history_table import history_rows, strays
+    from lotlip_platform.promotion import history_of
+    from lotlip_platform.tables import aligned
 
     changes, aliases = history_of(arguments.name)
     if arguments.json:

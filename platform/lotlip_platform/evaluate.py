@@ -12,6 +12,7 @@ from lotlip.evaluate.retrieval import Interval
 from lotlip.model import LoTLIP
 from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
+from lotlip_platform.tables import aligned
 
 
 def evaluate(
@@ -65,16 +66,6 @@ def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] 
 def in_percent(interval: Interval) -> str:
     """A share with its interval: `85.0 [83.4, 86.6]`."""
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table, a rule below the first."""
-    widths = [max(len(row[place]) for row in cells) for place in range(len(cells[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def _cell(interval: Interval | None) -> str:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from lotlip.configuration import to_dict
-from lotlip_platform.evaluate import aligned
 from lotlip_platform.gate_config import GateConfig
+from lotlip_platform.tables import aligned, markdown
 
 Verdict = Literal["passed", "refused", "undecided"]
 
@@ -85,9 +85,7 @@ class GateReport:
 
     def markdown(self) -> str:
         """For MLflow's pages."""
-        head, *rows = self.rows()
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        return markdown(self.rows())
 
     def to_json(self) -> str:
         return json.dumps(

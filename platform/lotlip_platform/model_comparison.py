@@ -22,10 +22,11 @@ from lotlip.evaluate.benchmarks import (
 from lotlip.evaluate.embed import best_device
 from lotlip.evaluate.ranks import retrieval_ranks
 from lotlip.evaluate.retrieval import Interval
-from lotlip_platform.evaluate import aligned, check_benchmarks, in_percent
+from lotlip_platform.evaluate import check_benchmarks, in_percent
 from lotlip_platform.page import page, thumbnail
 from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
+from lotlip_platform.tables import aligned
 
 _NUM_QUERIES = 6  # of each model, where it does better than the other
 _NUM_HITS = 4

@@ -7,7 +7,7 @@ move of the alias is in the model's `alias_history`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
@@ -24,6 +24,7 @@ from lotlip_platform.alias_history import (
 from lotlip_platform.gate import Champion, judge
 from lotlip_platform.gate_config import GateConfig
 from lotlip_platform.gate_report import GateReport
+from lotlip_platform.history_table import show_history
 from lotlip_platform.registered_version import find_version, opened_version, versions_of
 
 Note = Callable[[str], None]
@@ -78,6 +79,7 @@ def promote(
             gate_run=run_id,
             is_forced=not report.is_passed,
         )
+        show_history(server, history)
         verdict = "forced" if change.is_forced else "passed"
         server.client.set_model_version_tag(name, str(version), f"{alias}_gate", verdict)
         return change
@@ -107,9 +109,11 @@ def rollback(
                 f"no other version of {name} was {alias} before, of those still there: nothing to "
                 "go to"
             )
-        return history.move(
+        change = history.move(
             alias, version, action="rollback", because=because, known=known, before=before
         )
+        show_history(server, history)
+        return change
 
 
 def _finish_interrupted(history: AliasHistory, alias: str, note: Note) -> None:
@@ -193,47 +197,3 @@ def history_of(name: str, tracking_uri: str = "") -> tuple[list[Change], dict[st
         changes = history.all_changes()
         aliases = server.client.get_registered_model(name).aliases
         return changes, {alias: int(version) for alias, version in aliases.items()}
-
-
-def history_rows(changes: Sequence[Change]) -> list[list[str]]:
-    """A table of changes, its head first."""
-    head = ["when", "who", "what", "alias", "from", "to", "gate", "because"]
-    return [
-        head,
-        *(
-            [
-                change.when,
-                change.who,
-                change.action,
-                change.alias,
-                _version(change.before),
-                _version(change.after),
-                "FORCED" if change.is_forced else "passed" if change.gate_run else "",
-                f"{change.because}{' (void: the version was gone)' if change.is_void else ''}",
-            ]
-            for change in changes
-        ),
-    ]
-
-
-def strays(changes: Sequence[Change], aliases: Mapping[str, int]) -> list[str]:
-    """What the history doesn't account for: changes that were interrupted, and others' moves."""
-    lines = []
-    for alias in sorted({change.alias for change in changes} | aliases.keys()):
-        own = [change for change in changes if change.alias == alias]
-        last, now = max(own, key=lambda change: change.number, default=None), aliases.get(alias, 0)
-        while last and last.is_void:
-            own.remove(last)
-            last = max(own, key=lambda change: change.number, default=None)
-        if last and not last.is_done:
-            lines.append(
-                f"{alias}: the {last.action} to version {last.after} was interrupted, it is still "
-                f"{_version(now)}; the next promote or rollback finishes it"
-            )
-        elif now != (last.after if last else 0):
-            lines.append(f"{alias}: moved to {_version(now)} by other means than lotlip")
-    return lines
-
-
-def _version(number: int) -> str:
-    return f"v{number}" if number else "none"

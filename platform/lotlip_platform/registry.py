@@ -27,6 +27,7 @@ from lotlip.export import digest
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 from lotlip_platform.alias_history import HISTORY_TAG, AliasHistory, OvertakenError, new_history
+from lotlip_platform.history_table import show_history
 from lotlip_platform.probe import make_probe
 from lotlip_platform.registered_version import downloaded, load_copy, load_from
 from lotlip_platform.storage import open_store
@@ -101,6 +102,7 @@ def make_candidate(server: tracking.Server, name: str, number: int, run_id: str)
             history.move(
                 CANDIDATE, number, action="register", because=because, known=known, before=before
             )
+            show_history(server, history)
             return
 
 

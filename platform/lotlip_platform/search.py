@@ -16,8 +16,8 @@ from lotlip.evaluate.embed import best_device, embed_images, embed_texts
 from lotlip.evaluate.figures import Hit, retrieval_sheet
 from lotlip.images import decode
 from lotlip.model import LoTLIP
-from lotlip_platform.evaluate import aligned
 from lotlip_platform.storage import open_store
+from lotlip_platform.tables import aligned
 
 _AT_ONCE = 512
 

@@ -17,7 +17,7 @@ from lotlip_platform.alias_history import (
     new_history,
     previous,
 )
-from lotlip_platform.promotion import history_rows, strays
+from lotlip_platform.history_table import history_rows, show_history, strays
 from lotlip_platform.tracking import Server, connect
 
 ALIAS = "champion"
@@ -284,3 +284,27 @@ def test_the_history_tag_is_the_models(server: Server, name: str) -> None:
     history = AliasHistory(server, name)
     move(history, 1)
     assert server.client.get_registered_model(name).tags[HISTORY_TAG] == history.run_id
+
+
+def test_mlflows_page_of_the_run_shows_the_changes_the_newest_first(server: Server, name: str):
+    history = AliasHistory(server, name)
+    move(history, 2, because="the | first")
+    move(history, 3, because="better")
+    show_history(server, history)
+    note = server.client.get_run(history.run_id).data.tags["mlflow.note.content"]
+    head, rule, newest, oldest = note.splitlines()
+    assert head.startswith("| when | who | what |")
+    assert set(rule) == set("| -")
+    assert newest.endswith("| champion | v2 | v3 |  | better |")
+    assert oldest.endswith("| champion | none | v2 |  | the \\| first |")
+
+
+def test_a_long_history_is_shown_as_far_as_it_fits(server: Server, name: str) -> None:
+    history = AliasHistory(server, name)
+    for version in (1, 2, 3, 4):
+        move(history, version, because=f"{version}" * 1500)
+    show_history(server, history)
+    note = server.client.get_run(history.run_id).data.tags["mlflow.note.content"]
+    assert len(note) <= 5000
+    assert "4444" in note
+    assert "1111" not in note

@@ -15,7 +15,8 @@ from lotlip.data.store import FolderStore
 from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, read_benchmark
 from lotlip.evaluate.retrieval import Interval
-from lotlip_platform.evaluate import aligned, evaluate, evaluate_on, table
+from lotlip_platform.evaluate import evaluate, evaluate_on, table
+from lotlip_platform.tables import aligned
 
 RECALLS = {
     f"{kind}_{direction}_r{k}"
