@@ -40,19 +40,25 @@ class AugmentConfig:
             raise ConfigError(f"augment.min_crop_area={self.min_crop_area} must be in (0, 1]")
 
 
-def decode(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    encoded: bytes, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """The image in RGB, whatever its mode was; transparency is put on white.
+
+    `formats` are Pillow's names of those that are taken; without, all that it knows are.
 
     Raises: DataError if it isn't an image, is cut short, or is larger than `max_pixels`, which its
     header tells.
     """
-    return _decoded(_opened(encoded, max_pixels))
+    return _decoded(_opened(encoded, max_pixels, formats))
 
 
-def _opened(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _opened(
+    encoded: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """The image, of which only the header was read. Raises: DataError."""
     with _explained():
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=formats)
     if image.width * image.height > max_pixels:
         raise DataError(f"image of {image.width} x {image.height} px is too large")
     return image
@@ -79,7 +85,7 @@ def _explained() -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise DataError("image does not decode: it is of no known format") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each of Pillow's decoders has errors of its own
         raise DataError(f"image does not decode: {error}") from error
 
 

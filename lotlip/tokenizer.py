@@ -43,6 +43,7 @@ from lotlip.vocabulary import (
 # What BERT takes for words where nothing is to be cleaned: in printable ASCII.
 _PLAIN_WORDS = re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9\s]")
 _MOST_KNOWN = 1 << 16  # words
+_MOST_LETTERS = 4_000_000  # of all of them: what strangers send has long words, too
 
 
 class Tokenizer:
@@ -94,6 +95,7 @@ class Tokenizer:
         self._word_pieces.normalizer = BertNormalizer(lowercase=lowercase)
         self._word_pieces.pre_tokenizer = BertPreTokenizer()
         self._known: dict[str, list[int]] = {}
+        self._num_letters = 0
 
     def adapted(self, num_corner_tokens: int, context_length: int) -> Tokenizer:
         """One with the same word pieces. Raises: ConfigError."""
@@ -279,8 +281,8 @@ class Tokenizer:
 
     def _pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
         """The pieces of each text; those of a plain word are looked up once."""
-        if len(self._known) > _MOST_KNOWN:
-            self._known = {}
+        if len(self._known) > _MOST_KNOWN or self._num_letters > _MOST_LETTERS:
+            self._known, self._num_letters = {}, 0
         known = self._known  # other threads may add to it
         plain = [
             _PLAIN_WORDS.findall(text) if text.isascii() and text.isprintable() else None
@@ -293,6 +295,7 @@ class Tokenizer:
         )
         ids = iter([encoding.ids for encoding in encodings])
         known.update((word, next(ids)) for word in unknown)
+        self._num_letters += sum(map(len, unknown))
         return [
             next(ids)
             if words is None

@@ -9,6 +9,7 @@ Shape suffixes: N images, Q texts that are searched with, D embedding width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -51,6 +52,11 @@ class ImageIndex:
     num_unreadable: int
     """Samples that are left out: damaged, or without an image that decodes."""
 
+    @cached_property
+    def mean_D(self) -> Tensor:
+        """Of the features."""
+        return self.features_ND.mean(dim=0)
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -68,7 +74,7 @@ class ImageIndex:
         Cosines of two texts can't be compared: a text may fit every image better than another
         does. What they exceed their averages by can.
         """
-        return texts_QD @ (self.features_ND[places] - self.features_ND.mean(dim=0)).T
+        return texts_QD @ (self.features_ND[places] - self.mean_D).T
 
 
 def read_index(model: LoTLIP, features: Store, manifest: Manifest) -> ImageIndex:

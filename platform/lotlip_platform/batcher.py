@@ -38,8 +38,13 @@ class Batcher(Generic[Asked, Answered]):
     async def _work_off(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            size = min(len(self._waiting), self._most)
-            batch = [self._waiting.popleft() for _ in range(size)]
+            batch = []
+            while self._waiting and len(batch) < self._most:
+                one = self._waiting.popleft()
+                if not one[1].done():  # or its client has gone
+                    batch.append(one)
+            if not batch:
+                return
             asked = [one for one, _ in batch]
             try:
                 answers = await loop.run_in_executor(self._thread, self._work, asked)

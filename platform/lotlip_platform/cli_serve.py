@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from contextlib import suppress
 from typing import Any
 
@@ -39,10 +38,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         bar("features", "image") as shown,
         serving(arguments.model, arguments.index, config, shown.show) as served,
     ):
-        lost = f", {served.num_unreadable:,} can't be read" if served.num_unreadable else ""
-        searches = f"{served.version} searches {served.num_images:,} images{lost}"
-        print(f"{searches}: {served.url}", flush=True)
+        print(f"{served.version} searches {served.num_images:,} images: {served.url}", flush=True)
         say("Ctrl-C ends it")
-        while True:
-            signal.pause()
+        served.wait()
     say("no longer served")

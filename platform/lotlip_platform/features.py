@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -33,14 +33,16 @@ def feature_set(
     kept_in: str,
     gpus: float,
     on_progress: Callable[[int, int], None],
+    in_tasks_of_ray: bool = True,
 ) -> str:
     """The address of the features of a data set, which are computed if they aren't there yet.
 
-    Ray must be connected. What an interrupted run wrote is kept.
+    What an interrupted run wrote is kept.
 
     Args:
         kept_in: the folder of all feature sets.
         gpus: GPUs for each task; a task works on one shard.
+        in_tasks_of_ray: Ray must be connected then; otherwise all is done here, on one GPU if any.
         on_progress: gets the numbers of samples done and of all; not called if nothing is to do.
 
     Raises: DataError, ClusterError.
@@ -50,7 +52,7 @@ def feature_set(
     if store.exists(manifests.NAME):
         read_manifest(store, of_features=True)  # in order, or an error
         return store.uri
-    shared = ray.put(tower)
+    shared = ray.put(tower) if in_tasks_of_ray else tower
     device = "cuda" if gpus else "cpu"
     environment = store_environment()
     source = open_store(data).uri
@@ -58,7 +60,8 @@ def feature_set(
     written: dict[int, Shard] = {}
     timed, seconds = 0, 0.0
     on_progress(0, manifest.num_samples)
-    for place, (shard, took) in in_tasks(_write, calls, gpus=gpus):
+    done = in_tasks(_write, calls, gpus=gpus) if in_tasks_of_ray else _here(calls)
+    for place, (shard, took) in done:
         written[place] = shard
         timed, seconds = timed + shard.num_samples * (took > 0), seconds + took
         on_progress(sum(shard.num_samples for shard in written.values()), manifest.num_samples)
@@ -89,6 +92,10 @@ def check_tower(made_by: Mapping[str, Any], tower: ImageTower) -> None:
             "the image tower of the checkpoint is not the one that model.image.pretrained names "
             "now: bring its old weights back, or start a run of another name"
         )
+
+
+def _here(calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[Shard, float]]]:
+    return ((place, _write(*call)) for place, call in enumerate(calls))
 
 
 def _write(

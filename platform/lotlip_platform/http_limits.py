@@ -13,6 +13,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _DRAINED_BYTES = 100_000_000
 """Read and thrown away behind the limit: who is cut off while still sending does not see why."""
+_CLIENT_LEFT = 499  # as nginx calls it
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -77,7 +78,7 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), _CLIENT_LEFT
 
         async def seen(message: Message) -> None:
             nonlocal status
@@ -87,6 +88,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, seen)
+        except Exception:
+            status = 500
+            raise
         finally:
             # Its pattern, not what was asked for: numbers of images would be a series each.
             route = getattr(scope.get("route"), "path", "none")

@@ -91,8 +91,8 @@ def build_app(service: SearchService) -> Any:
         return await service.search(request.text, request.hits)
 
     @app.get("/v1/images/{number}")
-    async def image(number: int) -> Response:
-        sample = await service.image(number)
+    async def image(number: int, of: str = "") -> Response:
+        sample = await service.image(number, of)
         kind = "jpeg" if sample.image_suffix == "jpg" else sample.image_suffix
         return Response(sample.image, media_type=f"image/{kind}", headers=_IMAGE_HEADERS)
 
@@ -118,4 +118,9 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
     # Any other is of the data set or its store, which the asker can't mend.
-    return JSONResponse({"error": str(error)}, _STATUS.get(type(error), 502))
+    return JSONResponse({"error": printable(str(error))}, _STATUS.get(type(error), 502))
+
+
+def printable(text: str) -> str:
+    """The text without halves of surrogate pairs, which broken captions have and JSON can't."""
+    return text.encode(errors="replace").decode()

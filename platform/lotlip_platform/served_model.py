@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ray.exceptions import RayError
 from torch import Tensor
 
 from lotlip.data.manifest import Manifest, read_manifest
-from lotlip.errors import LotlipError
+from lotlip.errors import CheckpointError, LotlipError
 from lotlip.evaluate.embed import embed_texts
 from lotlip.evaluate.image_index import Found, ImageIndex, read_index
 from lotlip.export import digest
@@ -25,10 +24,15 @@ from lotlip.images import centre_crop, decode, normalise
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 from lotlip_platform.features import feature_set
-from lotlip_platform.local_services import home
 from lotlip_platform.registered_version import parsed, resolved
-from lotlip_platform.serve_config import ServeConfig
+from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
+from lotlip_platform.tracking_address import one_line
+
+_IMAGES_AT_ONCE = 32
+_RETRY_S = 60.0
+"""Between tries to load the same version."""
+_LONGEST_PROBLEM = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,8 @@ class Answer:
     texts_TD: Tensor
     images_ID: Tensor
     hits: Sequence[Found]
+    excess_TH: Tensor
+    """How much better each text fits each hit than it fits all images on average."""
 
 
 def current_version(address: str) -> str:
@@ -104,31 +110,31 @@ def follows_alias(address: str) -> bool:
     return address.startswith("models:/") and bool(parsed(address)["alias"])
 
 
-def with_index(
-    model: LoTLIP,
-    version: str,
-    data: Indexed,
-    config: ServeConfig,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ServedModel:
-    """The model of a version with its index; Ray must be connected.
+def load_served(version: str, data: Indexed, kept_in: str, gpus: float) -> ServedModel:
+    """The model of a version with its index.
 
-    Features of the images are computed by Ray tasks, unless a model with the same image tower has
-    had them computed before. Raises: DataError, ClusterError.
+    Features that no model with the same image tower has had computed before are computed here: Ray
+    may have no room for tasks beside those who serve. `kept_in` is the folder of all feature sets.
+
+    Raises: LotlipError; also for a model whose features are not finite.
     """
+    model = fetch(version)
     features = open_store(
         feature_set(
             model.image_tower,
             data.manifest,
             data=data.uri,
-            kept_in=config.features or str(home() / "features"),
-            gpus=config.gpus_per_replica,
-            on_progress=on_progress,
+            kept_in=kept_in,
+            gpus=gpus,
+            on_progress=lambda done, total: None,
+            in_tasks_of_ray=False,
         )
     )
     index = read_index(model, features, read_manifest(features, of_features=True))
+    if not torch.isfinite(index.features_ND).all():
+        raise CheckpointError(f"{version} embeds images to numbers that are not finite")
     weights = digest(model)
-    if config.gpus_per_replica:
+    if gpus:
         model = model.cuda()
     return ServedModel(version=version, weights=weights, model=model, index=index)
 
@@ -145,25 +151,31 @@ def answer(served: ServedModel, queries: Sequence[Query]) -> list[Answer]:
         most = max(query.num_hits for query in queries)
         described_QD = torch.stack([texts_of[place][0] for place in searches])
         hits = dict(zip(searches, served.index.search(described_QD, most), strict=True))
-    return [
-        Answer(
-            served=served,
-            texts_TD=texts_of[place],
-            images_ID=images_of[place],
-            hits=hits.get(place, [])[: query.num_hits],
+    answers = []
+    for place, query in enumerate(queries):
+        own = hits.get(place, [])[: query.num_hits]
+        excess_TH = served.index.above_average(texts_of[place], [hit.place for hit in own])
+        answers.append(
+            Answer(
+                served=served,
+                texts_TD=texts_of[place],
+                images_ID=images_of[place],
+                hits=own,
+                excess_TH=excess_TH,
+            )
         )
-        for place, query in enumerate(queries)
-    ]
+    return answers
 
 
 def _embedded(model: LoTLIP, images: Sequence[UploadedImage]) -> Tensor:
     """Features [I, D] of images, on the CPU."""
     size_px = model.config.image.image_size_px
-    if not images:
-        return torch.empty(0, model.config.embed_dim)
-    pixels = np.stack([image.at(size_px) for image in images])
-    pixels_BHWC = torch.from_numpy(pixels).to(model.logit_scale.device)
-    return model.encode_image(normalise(pixels_BHWC)).cpu()
+    parts = [torch.empty(0, model.config.embed_dim)]
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        pixels = np.stack([image.at(size_px) for image in images[start : start + _IMAGES_AT_ONCE]])
+        pixels_BHWC = torch.from_numpy(pixels).to(model.logit_scale.device)
+        parts.append(model.encode_image(normalise(pixels_BHWC)).cpu())
+    return torch.cat(parts)
 
 
 class Follower:
@@ -176,39 +188,51 @@ class Follower:
     def __init__(
         self,
         address: str,
+        first: str,
         load: Callable[[str], ServedModel],
         *,
         poll_s: float,
         on_reload: Callable[[str], None],
     ) -> None:
-        """Load what is served first. `on_reload` hears `loaded` or `failed` of each later try."""
+        """Load what `address` stands for now, or else version `first`.
+
+        `on_reload` hears `loaded` or `failed` of each later try.
+        """
         self._address, self._load, self._poll_s, self._on_reload = address, load, poll_s, on_reload
-        self.served = load(current_version(address))
         self.problem = ""
         """Why the version that the alias stands for could not be loaded, if it couldn't."""
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        self._failed, self._retry_at = "", 0.0
+        try:
+            self.served = load(current_version(address))
+        except LotlipError as error:
+            self.problem = one_line(error, _LONGEST_PROBLEM)
+            self.served = load(first)
+        if follows_alias(address):
+            threading.Thread(target=self._follow, name="follower", daemon=True).start()
 
     def _follow(self) -> None:
         while True:
             time.sleep(self._poll_s)
-            if follows_alias(self._address):
-                self._look()
+            self._look()
 
     def _look(self) -> None:
         try:
             version = current_version(self._address)
-            if version == self.served.version:
-                self.problem = ""
-                return
+        except LotlipError as error:
+            self.problem = one_line(error, _LONGEST_PROBLEM)
+            return
+        if version == self.served.version:
+            self.problem = ""
+        elif version != self._failed or time.monotonic() >= self._retry_at:
+            self._take(version)
+
+    def _take(self, version: str) -> None:
+        try:
             self.served = self._load(version)
-        except (LotlipError, RayError, OSError, RuntimeError) as error:  # torch's are the last
-            self.problem = " ".join(str(error).split())
+        except Exception as error:  # noqa: BLE001 (whatever it is, what is served must go on)
+            self.problem = one_line(error, _LONGEST_PROBLEM)
+            self._failed, self._retry_at = version, time.monotonic() + _RETRY_S
             self._on_reload("failed")
             return
-        self.problem = ""
+        self.problem, self._failed = "", ""
         self._on_reload("loaded")

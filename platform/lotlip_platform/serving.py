@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -17,15 +20,18 @@ from ray.serve.context import _get_global_client
 from lotlip.errors import ClusterError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import connected, store_environment
+from lotlip_platform.features import feature_set
 from lotlip_platform.local_services import home
 from lotlip_platform.registry import fetch
 from lotlip_platform.search_service import SearchService
 from lotlip_platform.serve_config import ServeConfig
-from lotlip_platform.served_model import Indexed, current_version, with_index
+from lotlip_platform.served_model import Indexed, current_version
+from lotlip_platform.storage import open_store
 
 APP = "lotlip-search"
 _TIMEOUT_S = 60.0
 _REQUESTS_AT_ONCE = 64
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,13 @@ class Serving:
     url: str
     version: str
     num_images: int
-    num_unreadable: int
+    """Of the data set; those that can't be read are left out of the index."""
+
+    def wait(self) -> None:
+        """As long as it runs. Raises: ClusterError when somebody has ended it."""
+        while APP in serve.status().applications:
+            time.sleep(_LOOK_S)
+        raise ClusterError("the service was ended by somebody else: serve again to go on")
 
 
 @contextmanager
@@ -48,36 +60,72 @@ def serving(
     """Serve a model with the images of a data set to search, for as long as the block runs.
 
     `address` is any name that `registry.fetch` takes; of an alias the service follows the moves. A
-    service of lotlip's that runs on the cluster already is replaced, request by request.
+    service that was left behind when its `serving` was killed is replaced.
 
     Raises: LotlipError; what is wrong with the model or the data set is found before anything is
     started.
     """
+    address = _absolute(address)
     data, version = Indexed.at(index), current_version(address)
-    model = fetch(version)
+    model, kept_in = fetch(version), open_store(config.features or str(home() / "features")).uri
     with connected():
         _check_room(config)
         _check_http(config)
-        first = with_index(model, version, data, config, on_progress)
-        images, unreadable = len(first.index), first.index.num_unreadable
-        del first, model  # the replicas have their own
-        try:
-            _start(_application(address, data, config), config)
-            yield Serving(
-                url=f"http://{config.host}:{config.port}",
-                version=version,
-                num_images=images,
-                num_unreadable=unreadable,
+        with _only_one():
+            gpus = config.gpus_per_replica
+            feature_set(
+                model.image_tower,
+                data.manifest,
+                data=data.uri,
+                kept_in=kept_in,
+                gpus=gpus,
+                on_progress=on_progress,
             )
-        finally:
-            serve.delete(APP)
-            if not serve.status().applications:
-                # Ray tells of the controller's end as of a fault, whenever Serve is shut down.
-                with redirect_stdout(io.StringIO()):
-                    serve.shutdown()
+            del model  # the replicas have their own
+            try:
+                _start(_application(address, version, data, kept_in, config), config)
+                yield Serving(
+                    url=f"http://{config.host}:{config.port}",
+                    version=version,
+                    num_images=data.manifest.num_samples,
+                )
+            finally:
+                serve.delete(APP)
+                if not serve.status().applications:
+                    # Ray tells of the controller's end as of a fault, whenever Serve is shut down.
+                    with redirect_stdout(io.StringIO()):
+                        serve.shutdown()
 
 
-def _application(address: str, data: Indexed, config: ServeConfig) -> serve.Application:
+def _absolute(address: str) -> str:
+    """A folder's path leads elsewhere from a worker's folder."""
+    path = Path(address).expanduser()
+    return str(path.absolute()) if path.exists() else address
+
+
+class _Serving:
+    """An actor that lives as long as a command that serves."""
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    """Raises: ClusterError if another command serves on this cluster."""
+    actor: Any = ray.remote(num_cpus=0)(_Serving).options(name=APP, namespace="lotlip")
+    try:
+        held = actor.remote()
+    except ValueError as error:  # the name is taken
+        raise ClusterError(
+            "another lotlip serve runs on this cluster: end it, or serve on a cluster of your own"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.kill(held)
+
+
+def _application(
+    address: str, version: str, data: Indexed, kept_in: str, config: ServeConfig
+) -> serve.Application:
     deployment = serve.deployment(
         name="search",
         num_replicas=config.num_replicas,
@@ -96,7 +144,7 @@ def _application(address: str, data: Indexed, config: ServeConfig) -> serve.Appl
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(),
         "LOTLIP_HOME": str(home()),
     }
-    return deployment.bind(address, data, config, environment)
+    return deployment.bind(address, version, data, kept_in, config, environment)
 
 
 def _start(application: serve.Application, config: ServeConfig) -> None:

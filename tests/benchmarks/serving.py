@@ -173,6 +173,11 @@ def section(found: list[Asked]) -> list[str]:
         "| what | clients | requests/s | of the yardstick | p50, ms | p95, ms |",
         "|---|---|---|---|---|---|",
         *(_line(row, theirs[row.clients]) for row in found),
+        "",
+        "With one client most of the time is Ray Serve's proxy, which is Python; HAProxy is what",
+        "Ray has in its place. That setting must be in the environment of all of Ray's processes.",
+        "HAProxy shows its own pages on ports 8404 and 9101 of all interfaces, which is why",
+        "`lotlip up` does not set it.",
     ]
 
 

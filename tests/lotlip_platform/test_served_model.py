@@ -12,12 +12,21 @@ import torch
 from PIL import Image
 
 import lotlip
-from lotlip.errors import TrackingError
+from lotlip.errors import CheckpointError, TrackingError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.evaluate.image_index import ImageIndex
+from lotlip.export import save
 from lotlip.images import centre_crop, decode
 from lotlip_platform import served_model
-from lotlip_platform.served_model import Follower, Query, ServedModel, UploadedImage, answer
+from lotlip_platform.served_model import (
+    Follower,
+    Indexed,
+    Query,
+    ServedModel,
+    UploadedImage,
+    answer,
+    load_served,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +85,27 @@ def test_an_image_decoded_for_a_model_of_another_size_is_decoded_again(served) -
     torch.testing.assert_close(found.images_ID, wanted)
 
 
-def test_a_follower_tells_what_went_wrong_and_goes_on(served, monkeypatch) -> None:
-    stands_for: list[Any] = ["models:/a/1"]
+@pytest.fixture
+def stands_for(monkeypatch: pytest.MonkeyPatch) -> list[str | Exception]:
+    """What an alias stands for, or why nobody can say."""
+    now: list[str | Exception] = ["models:/a/1"]
 
     def current(address: str) -> str:
-        if isinstance(stands_for[0], Exception):
-            raise stands_for[0]
-        return stands_for[0]
+        if isinstance(now[0], Exception):
+            raise now[0]
+        return now[0]
 
     monkeypatch.setattr(served_model, "current_version", current)
+    return now
+
+
+def follower_of(load: Any, told: list[str]) -> Follower:
+    return Follower("models:/a@champion", "models:/a/0", load, poll_s=1000, on_reload=told.append)
+
+
+def test_a_follower_tells_what_went_wrong_and_goes_on(served, stands_for) -> None:
     told: list[str] = []
-    follower = Follower(
-        "models:/a@champion",
-        lambda version: replace(served, version=version),
-        poll_s=1000,
-        on_reload=told.append,
-    )
-    assert follower.is_alive
+    follower = follower_of(lambda version: replace(served, version=version), told)
     follower._look()
     assert (follower.served.version, told) == ("models:/a/1", [])
     stands_for[0] = TrackingError("the server\nis away")
@@ -101,15 +114,52 @@ def test_a_follower_tells_what_went_wrong_and_goes_on(served, monkeypatch) -> No
     stands_for[0] = "models:/a/2"
     follower._look()
     assert (follower.served.version, follower.problem) == ("models:/a/2", "")
-    assert told == ["failed", "loaded"]
+    assert told == ["loaded"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_follower_that_broke_is_told_of_to_ray_serve(served, monkeypatch) -> None:
-    versions = iter(["models:/a/1"])
-    monkeypatch.setattr(served_model, "current_version", lambda address: next(versions))
-    follower = Follower(
-        "models:/a@champion", lambda version: served, poll_s=0.01, on_reload=lambda outcome: None
-    )
-    follower._thread.join(timeout=10)
-    assert not follower.is_alive
+def test_a_version_that_does_not_load_is_tried_again_after_a_while(
+    served, stands_for, monkeypatch
+) -> None:
+    told: list[str] = []
+    tries: list[str] = []
+
+    def load(version: str) -> ServedModel:
+        tries.append(version)
+        if version == "models:/a/2":
+            raise MemoryError("no room for two")
+        return replace(served, version=version)
+
+    follower = follower_of(load, told)
+    stands_for[0] = "models:/a/2"
+    follower._look()
+    follower._look()
+    assert (follower.served.version, follower.problem) == ("models:/a/1", "no room for two")
+    assert (tries, told) == (["models:/a/1", "models:/a/2"], ["failed"])
+    follower._retry_at = 0.0
+    follower._look()
+    assert tries[2:] == ["models:/a/2"]
+    stands_for[0] = "models:/a/3"
+    follower._look()
+    assert (follower.served.version, follower.problem) == ("models:/a/3", "")
+
+
+def test_a_replica_starts_with_the_first_version_where_the_present_one_fails(served, stands_for):
+    def load(version: str) -> ServedModel:
+        if version == "models:/a/1":
+            raise CheckpointError("it is half registered")
+        return replace(served, version=version)
+
+    follower = follower_of(load, [])
+    assert (follower.served.version, follower.problem) == ("models:/a/0", "it is half registered")
+
+
+def test_a_model_whose_features_are_not_finite_is_not_served(
+    model_folder, scenes_folder, tmp_path
+) -> None:
+    model = lotlip.load(model_folder)
+    with torch.no_grad():
+        model.image_tower.pos_embed[:] = torch.nan
+    save(model, tmp_path / "model")
+    data = Indexed.at(str(scenes_folder))
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_served(str(tmp_path / "model"), data, str(tmp_path / "features"), 0.0)

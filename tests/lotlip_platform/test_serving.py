@@ -35,6 +35,7 @@ from lotlip.captions import split_sentences
 from lotlip.data.manifest import read_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples
+from lotlip.data.store import Store
 from lotlip.errors import ClusterError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.export import save
@@ -59,6 +60,7 @@ class Service:
     url: str
     process: subprocess.Popen[str]
     server: Server
+    store: Store
     samples: list[Sample]
     models: dict[str, LoTLIP]
 
@@ -150,7 +152,7 @@ def service(
     if not said:
         raise AssertionError(process.communicate(timeout=30)[1])
     assert said == f"models:/{NAME}/1 searches 300 images: http://127.0.0.1:{port}\n"
-    yield Service(f"http://127.0.0.1:{port}", process, server, samples, models)
+    yield Service(f"http://127.0.0.1:{port}", process, server, store, samples, models)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
 
@@ -290,6 +292,13 @@ def test_a_body_that_does_not_tell_its_size_is_limited_too(service: Service) -> 
     connection.close()
 
 
+def test_an_image_of_another_data_set_is_not_taken_for_one_of_this(service: Service) -> None:
+    with pytest.raises(HTTPError) as refused:
+        service.get("/v1/images/3?of=0123456789abcdef")
+    assert refused.value.code == 404
+    assert "0123456789abcdef is another data set" in json.load(refused.value)["error"]
+
+
 @pytest.mark.parametrize("number", ["300", "-1", "99999999999999999999"])
 def test_an_image_that_is_not_there_is_told(service: Service, number: str) -> None:
     with pytest.raises(HTTPError) as refused:
@@ -339,6 +348,7 @@ def test_a_browser_shows_the_pictures_with_their_sentences(
     told = [int(number) - 1 for number in re.findall(r'class="chip"[^>]*>(\d+)</span>', page)]
     sentences = list(range(len(found["sentences"])))
     assert told == sentences + [hit["sentence"] for hit in found["hits"]]
+    assert "lost" not in re.findall(r'<li class="([^"]*)"', page)
     shot = [*command, f"--screenshot={tmp_path}/page.png", address]
     subprocess.run(shot, capture_output=True, check=True, timeout=120)
     with Image.open(tmp_path / "page.png") as picture:
@@ -368,14 +378,16 @@ def test_when_the_alias_moves_no_request_fails_and_none_meets_two_models(service
     askers = [threading.Thread(target=ask) for _ in range(4)]
     for asker in askers:
         asker.start()
-    for number in (2, 3):
+    try:
+        for number in (2, 3):
+            time.sleep(0.5)
+            move(service.server, number)
+            service.wait_for(version=f"/{number}$", problem="^$")
         time.sleep(0.5)
-        move(service.server, number)
-        service.wait_for(version=f"/{number}$", problem="^$")
-    time.sleep(0.5)
-    stop.set()
-    for asker in askers:
-        asker.join()
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
     assert failed == []
     assert {answer["version"] for answer in found} == set(service.models)
     for answer in found:
@@ -395,6 +407,22 @@ def test_a_version_that_does_not_load_leaves_the_one_that_is_served(service: Ser
         assert b'lotlip_reloads_total{outcome="failed"' in answer.read()
     move(service.server, 1)
     service.wait_for(version="/1$", problem="^$")
+
+
+def test_an_image_that_cannot_be_read_is_told_as_the_stores_fault(service: Service) -> None:
+    """Behind the reloads: nothing but this image needs the shard any more."""
+    store = service.store
+    shard = store.read("shard-000001.tar")
+    store.delete("shard-000001.tar")
+    try:
+        with pytest.raises(HTTPError) as refused:
+            service.get("/v1/images/250")
+        assert refused.value.code == 502
+        assert "shard-000001.tar" in json.load(refused.value)["error"]
+    finally:
+        store.write("shard-000001.tar", shard)
+    with urllib.request.urlopen(f"{service.url}/v1/images/250") as answer:
+        assert answer.read() == service.samples[250].image
 
 
 def test_the_service_ends_when_it_is_told_to(service: Service) -> None:
@@ -460,21 +488,27 @@ def test_a_port_that_is_taken_is_told(own_ray, model_folder, scenes_folder) -> N
 
 
 def test_replicas_share_the_requests_and_tell_their_metrics_together(
-    own_ray, model_folder, scenes_folder
+    own_ray, model_folder, scenes_folder, monkeypatch
 ) -> None:
     config = ServeConfig(port=free_port(), num_replicas=2, cpus_per_replica=0.5)
-    with serving(str(model_folder), str(scenes_folder), config) as running:
+    monkeypatch.chdir(model_folder.parent)  # replicas have a folder of their own
+    with serving(model_folder.name, str(scenes_folder), config) as running:
         assert running.version == str(model_folder)
         for _ in range(40):
             answered(f"{running.url}/v1/search", json.dumps({"text": TEXT}).encode())
         with urllib.request.urlopen(f"{running.url}/metrics") as answer:
             families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
-        elsewhere = ServeConfig(port=free_port())
-        with (
-            pytest.raises(ClusterError, match=f"listens on 127.0.0.1:{config.port} already"),
-            serving(str(model_folder), str(scenes_folder), elsewhere),
+        for port, reason in (
+            (free_port(), f"listens on 127.0.0.1:{config.port} already"),
+            (config.port, "another lotlip serve runs on this cluster"),
         ):
-            pass
+            other = ServeConfig(port=port)
+            with (
+                pytest.raises(ClusterError, match=reason),
+                serving(str(model_folder), str(scenes_folder), other),
+            ):
+                pass
+        answered(f"{running.url}/v1/search", json.dumps({"text": TEXT}).encode())
     counts = {
         sample.labels["replica"]: sample.value
         for sample in families["lotlip_requests"].samples
