@@ -20,9 +20,14 @@ Answered = TypeVar("Answered")
 class Batcher(Generic[Asked, Answered]):
     """Calls `work` with one batch after the other, in a thread of its own."""
 
-    def __init__(self, work: Callable[[Sequence[Asked]], Sequence[Answered]], most: int) -> None:
-        """`most` is the size of the largest batch."""
-        self._work, self._most = work, most
+    def __init__(
+        self,
+        work: Callable[[Sequence[Asked]], Sequence[Answered]],
+        weigh: Callable[[Asked], int],
+        most: int,
+    ) -> None:
+        """A batch weighs `most` at most, unless a single request weighs more."""
+        self._work, self._weigh, self._most = work, weigh, most
         self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
         self._thread = ThreadPoolExecutor(1, "batches")
         self._working: asyncio.Task[None] | None = None
@@ -38,12 +43,7 @@ class Batcher(Generic[Asked, Answered]):
     async def _work_off(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batch = []
-            while self._waiting and len(batch) < self._most:
-                one = self._waiting.popleft()
-                if not one[1].done():  # or its client has gone
-                    batch.append(one)
-            if not batch:
+            if not (batch := self._next()):
                 return
             asked = [one for one, _ in batch]
             try:
@@ -55,3 +55,12 @@ class Batcher(Generic[Asked, Answered]):
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
+
+    def _next(self) -> list[tuple[Asked, asyncio.Future[Answered]]]:
+        batch, left = [], self._most
+        while self._waiting and (not batch or self._weigh(self._waiting[0][0]) <= left):
+            asked, future = self._waiting.popleft()
+            if not future.done():  # else its client has gone
+                batch.append((asked, future))
+                left -= self._weigh(asked)
+        return batch

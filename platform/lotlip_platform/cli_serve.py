@@ -36,7 +36,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     with (
         suppress(KeyboardInterrupt),
         bar("features", "image") as shown,
-        serving(arguments.model, arguments.index, config, shown.show) as served,
+        serving(arguments.model, arguments.index, config, shown.show, say) as served,
     ):
         print(f"{served.version} searches {served.num_images:,} images: {served.url}", flush=True)
         say("Ctrl-C ends it")

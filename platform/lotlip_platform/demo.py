@@ -158,12 +158,13 @@ def _search(model_uri: str, uri: str, picture: Path) -> str:
 
 
 def _next(result: TrainResult, test: str) -> str:
-    """How the model that was registered becomes champion; empty if there is none yet."""
+    """What to do with the model that was registered; empty if there is none yet."""
     if not result.model_uri:
         return ""
     name, version = result.model_uri.removeprefix("models:/").split("/")
     return (
-        f"\nnext: lotlip models promote {name} --version {version} "
+        f"\nsearch yourself: lotlip serve {result.model_uri} --index {test}\n"
+        f"next: lotlip models promote {name} --version {version} "
         '--because "reads long texts" \\\n'
         f"          --gate promote/default benchmarks.scenes.data={test}"
     )

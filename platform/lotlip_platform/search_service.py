@@ -69,7 +69,9 @@ class SearchService:
         self._decoding = ThreadPoolExecutor(_DECODING_THREADS, "decode")
         self._reading = ThreadPoolExecutor(_READING_THREADS, "read")
         self._num_reading = 0
-        self._answer = Batcher(self._answer_together, config.max_batch_size)
+        self._answer = Batcher(
+            self._answer_together, lambda query: query.num_items, config.max_batch_items
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_app(self)
@@ -197,7 +199,7 @@ class SearchService:
 
     def _taken_apart(self, text: str) -> tuple[list[str], str]:
         """Its sentences, as many as are told apart, and what to tell of it."""
-        sentences = split_sentences(text)[: self.config.max_sentences]
+        sentences = split_sentences(text)[: self.config.max_sentences] or [text]
         return sentences, cut_note(self.served.model, text, "the description")
 
     def _answer_together(self, queries: Sequence[Query]) -> list[Answer]:

@@ -22,8 +22,9 @@ class ServeConfig:
     """CPUs reserved for each, and threads of torch."""
     gpus_per_replica: float = 0.0
     """1 embeds on a GPU; 0 on the CPU, even where there are GPUs."""
-    max_batch_size: int = 16
-    """Requests that are embedded together, of those that have come while others were."""
+    max_batch_items: int = 128
+    """Texts, sentences and images that are embedded together, of requests that came while others
+    were embedded. A request is not split: one with more makes a batch of its own."""
     max_queued_requests: int = 200
     """Further ones are answered with 503 at once."""
     max_body_mb: float = 20.0
@@ -49,7 +50,7 @@ class ServeConfig:
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be from 1 to 65535")
         for name in (
-            *("num_replicas", "max_batch_size", "max_queued_requests"),
+            *("num_replicas", "max_batch_items", "max_queued_requests"),
             *("max_items", "max_text_chars", "max_sentences", "max_hits"),
         ):
             if getattr(self, name) < 1:

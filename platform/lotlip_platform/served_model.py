@@ -84,6 +84,10 @@ class Query:
     images: Sequence[UploadedImage] = ()
     num_hits: int = 0
 
+    @property
+    def num_items(self) -> int:
+        return len(self.texts) + len(self.images)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

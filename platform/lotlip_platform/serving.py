@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,9 @@ class Serving:
 
     def wait(self) -> None:
         """As long as it runs. Raises: ClusterError when somebody has ended it."""
-        while APP in serve.status().applications:
-            time.sleep(_LOOK_S)
+        with suppress(RayError):  # there is no cluster any more
+            while APP in serve.status().applications:
+                time.sleep(_LOOK_S)
         raise ClusterError("the service was ended by somebody else: serve again to go on")
 
 
@@ -56,6 +57,7 @@ def serving(
     index: str,
     config: ServeConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Serving]:
     """Serve a model with the images of a data set to search, for as long as the block runs.
 
@@ -82,6 +84,7 @@ def serving(
                 on_progress=on_progress,
             )
             del model  # the replicas have their own
+            note(f"starting replicas ({config.num_replicas}), as soon as the cluster has room")
             try:
                 _start(_application(address, version, data, kept_in, config), config)
                 yield Serving(

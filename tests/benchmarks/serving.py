@@ -57,9 +57,9 @@ def measured(scenes: Scenes) -> list[Asked]:
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as uri:
         version = registered(scenes, Path(folder) / "model", uri)
         for what, batch, environment in (
-            ("lotlip serve", 16, {}),
-            ("the same, max_batch_size=1", 1, {}),
-            ("the same, RAY_SERVE_ENABLE_HA_PROXY=1", 16, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
+            ("lotlip serve", 128, {}),
+            ("the same, each request by itself (max_batch_items=1)", 1, {}),
+            ("the same, RAY_SERVE_ENABLE_HA_PROXY=1", 128, {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
         ):
             with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": uri, **environment}):
                 # Ray Serve reads its settings when it is imported.
@@ -70,9 +70,9 @@ def measured(scenes: Scenes) -> list[Asked]:
     return found
 
 
-def ours(what: str, version: str, data: str, texts: list[str], max_batch_size: int) -> list[Asked]:
+def ours(what: str, version: str, data: str, texts: list[str], max_batch_items: int) -> list[Asked]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    config = ServeConfig(port=free_port(), max_batch_size=max_batch_size)
+    config = ServeConfig(port=free_port(), max_batch_items=max_batch_items)
     with serving(version, data, config):
         embedded = (f"{what}, a text embedded", "/v1/embed", lambda text: {"texts": [text]})
         found = (f"{what}, a search", "/v1/search", lambda text: {"text": text})
