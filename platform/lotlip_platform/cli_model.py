@@ -25,17 +25,17 @@ def add_verbs(verbs: Any) -> None:
     features = verbs.add_parser(
         "precompute", help="encode images once for all runs with a locked image tower"
     )
-    _add_config(features)
+    add_config(features)
     features.add_argument("--json", action="store_true")
     features.set_defaults(run=_precompute)
 
     train = verbs.add_parser("train", help="train from a config; the same command resumes")
-    _add_config(train)
+    add_config(train)
     train.add_argument("--json", action="store_true", help="print the result as JSON")
     train.set_defaults(run=_train)
 
     profile = verbs.add_parser("profile", help="where the time of a training step goes")
-    _add_config(profile)
+    add_config(profile)
     profile.add_argument("--steps", type=int, default=10, metavar="N")
     profile.add_argument("--trace", type=Path, default=Path("trace.json"), metavar="JSON")
     profile.add_argument("--json", action="store_true")
@@ -75,7 +75,8 @@ def add_verbs(verbs: Any) -> None:
     convert.set_defaults(run=_convert)
 
 
-def _add_config(verb: argparse.ArgumentParser) -> None:
+def add_config(verb: argparse.ArgumentParser) -> None:
+    """The arguments that `train_config` reads."""
     verb.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
     verb.add_argument(
         # With a default, or a missing config is told together with what need not be given.
@@ -87,7 +88,7 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _train_config(arguments: argparse.Namespace) -> TrainConfig:
+def train_config(arguments: argparse.Namespace) -> TrainConfig:
     """A mistake in it is told before what takes long is imported."""
     from lotlip_platform.config import load_config
     from lotlip_platform.train_config import TrainConfig
@@ -96,7 +97,7 @@ def _train_config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _precompute(arguments: argparse.Namespace) -> None:
-    config = _train_config(arguments)
+    config = train_config(arguments)
     from lotlip_platform.precompute import precompute
     from lotlip_platform.progress import bar
 
@@ -114,7 +115,7 @@ def _precompute(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config = _train_config(arguments)
+    config = train_config(arguments)
     from lotlip_platform.evaluate import table
     from lotlip_platform.progress import TrainDisplay
     from lotlip_platform.train import train
@@ -137,7 +138,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> None:
-    config = _train_config(arguments)
+    config = train_config(arguments)
     from lotlip_platform.profiling import profile_training, table
     from lotlip_platform.progress import bar
 
