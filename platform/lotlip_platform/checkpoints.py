@@ -24,7 +24,7 @@ from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError, DataError, LotlipError
 
 _COMMIT = "commit.json"
-_FOLDER = "checkpoints"
+FOLDER = "checkpoints"
 _PAUSES_S = (1.0, 4.0, 15.0)
 """Before another attempt to write; the store has tried several times by itself each time."""
 _SHARES_S = 600.0
@@ -116,7 +116,7 @@ class Checkpoints:
         self._remove(lambda number: number > step)
 
     def _remove(self, is_gone: Callable[[int], bool]) -> None:
-        gone = [name for name in self._store.list(f"{_FOLDER}/") if is_gone(_step_of(name))]
+        gone = [name for name in self._store.list(f"{FOLDER}/") if is_gone(_step_of(name))]
         # Commits go first: what is left of a removal is never taken for a checkpoint.
         for name in sorted(gone, key=lambda name: not name.endswith(f"/{_COMMIT}")):
             self._store.delete(name)
@@ -135,7 +135,7 @@ class Checkpoints:
 
     def _committed(self) -> list[int]:
         """Steps of committed checkpoints, the oldest first."""
-        names = self._store.list(f"{_FOLDER}/")
+        names = self._store.list(f"{FOLDER}/")
         return sorted(_step_of(name) for name in names if name.endswith(f"/{_COMMIT}"))
 
     def _read(self, step: int) -> list[bytes] | None:
@@ -178,12 +178,12 @@ class Checkpoints:
 
 
 def _place(step: int) -> str:
-    return f"{_FOLDER}/step-{step:08d}"
+    return f"{FOLDER}/step-{step:08d}"
 
 
 def _step_of(name: str) -> int:
     """The step of an object's checkpoint; 0 if it belongs to none."""
-    found = re.match(rf"{_FOLDER}/step-(\d+)/", name)
+    found = re.match(rf"{FOLDER}/step-(\d+)/", name)
     return int(found[1]) if found else 0
 
 

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     # Verbs import what they need when they run: help and mistakes answer at once.
     from lotlip_platform import (
         cli_data,
+        cli_gc,
         cli_model,
         cli_models,
         cli_plan,
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     modules = (
         cli_services,
         cli_data,
+        cli_gc,
         cli_model,
         cli_models,
         cli_plan,

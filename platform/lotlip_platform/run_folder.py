@@ -82,6 +82,10 @@ class RunFolder:
         self.check_claim(config, data_digest)
         self._write_json(_CONFIG, _claimed(config, data_digest))
 
+    def read_config(self) -> dict[str, Any]:
+        """The plain values of the config that the run was begun with."""
+        return self._read_json(_CONFIG)
+
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         for name, content in tokenizer.to_files().items():
             self.store.write(f"tokenizer/{name}", content)
