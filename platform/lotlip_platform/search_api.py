@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from lotlip.errors import LotlipError
 from lotlip_platform.http_limits import BodyLimit, Counted
@@ -96,7 +97,8 @@ def build_app(service: SearchService) -> Any:
         kind = "jpeg" if sample.image_suffix == "jpg" else sample.image_suffix
         return Response(sample.image, media_type=f"image/{kind}", headers=_IMAGE_HEADERS)
 
-    limited = BodyLimit(app, max_bytes=int(service.config.max_body_mb * 1e6))
+    trusted = TrustedHostMiddleware(app, service.config.hosts, www_redirect=False)
+    limited = BodyLimit(trusted, max_bytes=int(service.config.max_body_mb * 1e6))
     return Counted(limited, tell=service.metrics.answered)
 
 

@@ -16,6 +16,9 @@ class ServeConfig:
     """0.0.0.0 lets other machines in. There is no login: whoever reaches it may search."""
     port: int = 8300
     """A cluster's Ray Serve listens at one place only."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which the service may be asked; empty: any with host=0.0.0.0, else those of this
+    machine to itself, so that a web page elsewhere can't have a browser ask under its own name."""
     num_replicas: int = 1
     """Processes with a model and an index each; Ray Serve shares the requests among them."""
     cpus_per_replica: float = 1.0
@@ -62,3 +65,10 @@ class ServeConfig:
             raise ConfigError(f"gpus_per_replica={self.gpus_per_replica} must be 0 or more")
         if self.max_image_mp * 1e6 > MAX_PIXELS:
             raise ConfigError(f"max_image_mp={self.max_image_mp} is above {MAX_PIXELS / 1e6:g}")
+
+    @property
+    def hosts(self) -> list[str]:
+        """Those of `allowed_hosts`, or what stands for them."""
+        if self.allowed_hosts:
+            return list(self.allowed_hosts)
+        return ["127.0.0.1", "localhost"] if self.host in ("127.0.0.1", "localhost") else ["*"]

@@ -15,9 +15,9 @@ from lotlip_platform.cli import _parser
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 WRONG = {
-    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
-    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
-    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: promote/"),
+    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
+    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
+    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
     "models.py": (
         "show nothing",
         "lotlip: 'nothing' is not of the form NAME@ALIAS or NAME/VERSION",

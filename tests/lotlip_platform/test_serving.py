@@ -292,6 +292,15 @@ def test_a_body_that_does_not_tell_its_size_is_limited_too(service: Service) -> 
     connection.close()
 
 
+@pytest.mark.parametrize("host, status", [("evil.example", 400), ("localhost:1", 200)])
+def test_only_this_machines_names_are_answered(service: Service, host: str, status: int) -> None:
+    """A page of evil.example, whose name came to mean 127.0.0.1, must not read our images."""
+    connection = HTTPConnection(service.url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/v1/model", headers={"Host": host})
+    assert connection.getresponse().status == status
+    connection.close()
+
+
 def test_an_image_of_another_data_set_is_not_taken_for_one_of_this(service: Service) -> None:
     with pytest.raises(HTTPError) as refused:
         service.get("/v1/images/3?of=0123456789abcdef")
