@@ -6,6 +6,7 @@ Shape suffixes: N items, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +38,13 @@ def embed_images(
 
 
 @torch.no_grad()
+def embed_pixels(model: LoTLIP, pixels: Sequence[np.ndarray]) -> Tensor:
+    """Features, [N, D] on the CPU, of images as `centre_crop` makes them for this model."""
+    pooled = _shared(model, pixels, partial(_pool, model), _IMAGES_AT_ONCE, _width(model))
+    return project_images(model, pooled)
+
+
+@torch.no_grad()
 def project_images(model: LoTLIP, pooled_ND: Tensor) -> Tensor:
     """Features of images, [N, D], of what `pool_images` made of them."""
     return model.project_image(pooled_ND.to(_device(model))).cpu()
@@ -59,11 +67,9 @@ def pool_images(
             raise DataError(f"{keys[place] if keys else f'image {place}'}: {error}") from error
 
     def embed(batch: Sequence[int]) -> Tensor:
-        pixels = np.stack([pixels_of(place) for place in batch])
-        return model.image_tower(normalise(torch.from_numpy(pixels).to(_device(model))))
+        return _pool(model, [pixels_of(place) for place in batch])
 
-    width = model.config.image.width
-    return _shared(model, range(len(encoded)), embed, _IMAGES_AT_ONCE, width)
+    return _shared(model, range(len(encoded)), embed, _IMAGES_AT_ONCE, _width(model))
 
 
 @torch.no_grad()
@@ -89,6 +95,14 @@ def embed_texts(model: LoTLIP, texts: Sequence[str], *, official: bool = False) 
     restored_ND = torch.empty_like(features_ND)
     restored_ND[by_length] = features_ND
     return restored_ND
+
+
+def _pool(model: LoTLIP, pixels: Sequence[np.ndarray]) -> Tensor:
+    return model.image_tower(normalise(torch.from_numpy(np.stack(pixels)).to(_device(model))))
+
+
+def _width(model: LoTLIP) -> int:
+    return model.config.image.width
 
 
 def _device(model: LoTLIP) -> torch.device:

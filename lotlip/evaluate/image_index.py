@@ -1,7 +1,7 @@
 """The images of a data set, to be searched with features of texts.
 
 It is made of a set of image features (see `lotlip.data.features`), which all models with the same
-image tower share: another of them costs a matrix product, not a pass over the images.
+image tower share: another of them costs a pass over the features, not over the images.
 
 Shape suffixes: N images, Q texts that are searched with, D embedding width.
 """

@@ -11,14 +11,14 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _DRAINED_BYTES = 100_000_000
 """Read and thrown away behind the limit: who is cut off while still sending does not see why."""
 _CLIENT_LEFT = 499  # as nginx calls it
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """Answers requests with larger bodies with 413, before they are held in memory (ASGI)."""
+    """Answers requests with larger bodies with 413, before the service holds them (ASGI)."""
 
     def __init__(self, app: App, *, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes

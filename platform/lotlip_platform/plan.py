@@ -15,7 +15,7 @@ import torch
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.errors import ConfigError
 from lotlip.model import LoTLIP
-from lotlip.train.flops import image_flops, peak_of_card, step_flops
+from lotlip.train.flops import image_flops, step_flops
 from lotlip_platform.plan_config import PlanConfig
 from lotlip_platform.storage import open_store
 from lotlip_platform.train_config import TrainConfig
@@ -106,7 +106,8 @@ def plan(config: TrainConfig, cluster: PlanConfig) -> tuple[Load, list[Estimate]
 
 def load_of(config: TrainConfig, cluster: PlanConfig) -> Load:
     """What the data set and the model make of it."""
-    manifest = None if _is_all_given(config, cluster) else _manifest(config)
+    is_asked = not _is_all_given(config, cluster)
+    manifest = read_manifest(open_store(config.data.train)) if is_asked else None
     with torch.device("meta"):
         model = LoTLIP(config.model)
     text, captions = config.model.text, config.captions
@@ -201,7 +202,7 @@ def _compute_s(cluster: PlanConfig, load: Load, images: int) -> float:
     """Of the towers."""
     if cluster.samples_per_s:
         return images / cluster.samples_per_s
-    return images * load.sample_flops / (peak_of_card(cluster.gpu) * cluster.mfu)
+    return images * load.sample_flops / cluster.flops_per_s
 
 
 def _loss_s(cluster: PlanConfig, load: Load, batch: int, width: int, own: int) -> float:
@@ -209,7 +210,7 @@ def _loss_s(cluster: PlanConfig, load: Load, batch: int, width: int, own: int) -
     if cluster.samples_per_s:
         return 0.0
     flops = _PRODUCTS_OF_LOGITS * 2 * width * load.num_texts * batch * own
-    return flops / (peak_of_card(cluster.gpu) * cluster.mfu)
+    return flops / cluster.flops_per_s
 
 
 def _is_all_given(config: TrainConfig, cluster: PlanConfig) -> bool:
@@ -221,10 +222,6 @@ def _is_all_given(config: TrainConfig, cluster: PlanConfig) -> bool:
         and (cluster.short_tokens or not config.captions.short_caption)
         and (cluster.long_tokens or not config.captions.num_sub_captions)
     )
-
-
-def _manifest(config: TrainConfig) -> Manifest:
-    return read_manifest(open_store(config.data.train))
 
 
 def _sample_bytes(config: TrainConfig, manifest: Manifest | None) -> float:

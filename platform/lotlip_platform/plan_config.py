@@ -45,6 +45,11 @@ class PlanConfig:
     long_tokens: float = 0.0
     """Of a sub-caption that is trained on, control and corner tokens included."""
 
+    @property
+    def flops_per_s(self) -> float:
+        """Of a GPU, as assumed; 0 for a card whose peak isn't known."""
+        return peak_of_card(self.gpu) * self.mfu
+
     def __post_init__(self) -> None:
         if not self.num_gpus or min(self.num_gpus) < 1:
             raise ConfigError(f"num_gpus={list(self.num_gpus)} must be numbers of 1 or more")

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lotlip.evaluate.figures import COLOURS, FONT_PT, plain_axes, png
-from lotlip.train.flops import peak_of_card
 from lotlip_platform.plan import Estimate, Load, stops_at
 from lotlip_platform.plan_config import PlanConfig
 from lotlip_platform.tables import aligned
@@ -23,8 +22,8 @@ def heading(load: Load, cluster: PlanConfig) -> list[str]:
         f"trained; {load.sample_flops / 1e9:,.1f} GFLOP a sample; a checkpoint has "
         f"{load.checkpoint_bytes / 1e9:,.2f} GB",
     ]
-    if load.features_flops and (peak := peak_of_card(cluster.gpu)):
-        hours = load.features_flops / (peak * cluster.mfu) / 3600
+    if load.features_flops and cluster.flops_per_s:
+        hours = load.features_flops / cluster.flops_per_s / 3600
         lines.append(f"features of the images, once for all runs: {hours:,.1f} GPU hours")
     return lines
 

@@ -1,7 +1,7 @@
 """A model with the index that it searches, replaced as one when its alias moves.
 
 Shape suffixes: T texts and I images of one query, Q queries that search, D embedding
-width; B images of a batch, H and W pixels, C channels.
+width, H hits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lotlip.data.manifest import Manifest, read_manifest
 from lotlip.errors import CheckpointError, LotlipError
-from lotlip.evaluate.embed import embed_texts
+from lotlip.evaluate.embed import embed_pixels, embed_texts
 from lotlip.evaluate.image_index import Found, ImageIndex, read_index
 from lotlip.export import digest
-from lotlip.images import centre_crop, decode, normalise
+from lotlip.images import centre_crop, decode
 from lotlip.model import LoTLIP
 from lotlip_platform import tracking
 from lotlip_platform.features import feature_set
@@ -29,7 +29,6 @@ from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracking_address import one_line
 
-_IMAGES_AT_ONCE = 32
 _RETRY_S = 60.0
 """Between tries to load the same version."""
 _LONGEST_PROBLEM = 300
@@ -148,7 +147,9 @@ def answer(served: ServedModel, queries: Sequence[Query]) -> list[Answer]:
     """All texts in one pass of the model, all images in one, all searches in one of the index."""
     texts = embed_texts(served.model, [text for query in queries for text in query.texts])
     texts_of = texts.split([len(query.texts) for query in queries])
-    images = _embedded(served.model, [image for query in queries for image in query.images])
+    size_px = served.model.config.image.image_size_px
+    uploaded = [image.at(size_px) for query in queries for image in query.images]
+    images = embed_pixels(served.model, uploaded)
     images_of = images.split([len(query.images) for query in queries])
     hits: dict[int, list[Found]] = {}
     if searches := [place for place, query in enumerate(queries) if query.num_hits]:
@@ -169,17 +170,6 @@ def answer(served: ServedModel, queries: Sequence[Query]) -> list[Answer]:
             )
         )
     return answers
-
-
-def _embedded(model: LoTLIP, images: Sequence[UploadedImage]) -> Tensor:
-    """Features [I, D] of images, on the CPU."""
-    size_px = model.config.image.image_size_px
-    parts = [torch.empty(0, model.config.embed_dim)]
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        pixels = np.stack([image.at(size_px) for image in images[start : start + _IMAGES_AT_ONCE]])
-        pixels_BHWC = torch.from_numpy(pixels).to(model.logit_scale.device)
-        parts.append(model.encode_image(normalise(pixels_BHWC)).cpu())
-    return torch.cat(parts)
 
 
 class Follower:
