@@ -19,8 +19,6 @@ demo: $(INSTALLED)        ## the whole story: S3, Ray, MLflow, training, search
 
 sweep-demo: $(INSTALLED)  ## corner tokens x caption length on scenes, with a report
 	$(BIN)/lotlip up
-	$(BIN)/lotlip data scenes s3://lotlip/scenes/train --samples 20000
-	$(BIN)/lotlip data scenes s3://lotlip/scenes/validation --samples 1000 --split validation
 	$(BIN)/lotlip sweep sweep/scenes
 
 demo-down: $(INSTALLED)   ## end the services of a demo

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from lotlip.errors import LotlipError, RefusedError
+from lotlip_platform.job_environment import how_to_go_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lotlip: {error}", file=sys.stderr)
         return 3 if isinstance(error, RefusedError) else 1
     except KeyboardInterrupt as interrupt:
-        text = str(interrupt) or "interrupted; the same command goes on from here"
+        text = str(interrupt) or f"interrupted; {how_to_go_on()} goes on from here"
         print(f"lotlip: {text}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     from lotlip_platform import (
         cli_data,
         cli_gc,
+        cli_jobs,
         cli_model,
         cli_models,
         cli_plan,
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         cli_services,
         cli_data,
         cli_gc,
+        cli_jobs,
         cli_model,
         cli_models,
         cli_plan,

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,15 +100,10 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
 def _precompute(arguments: argparse.Namespace) -> None:
     config = train_config(arguments)
     from lotlip_platform.precompute import precompute
-    from lotlip_platform.progress import bar
+    from lotlip_platform.progress import TrainDisplay
 
-    with bar("image features", "sample") as shown:
-
-        def show(event: dict[str, Any]) -> None:
-            if event["kind"] == "features":
-                shown.show(event["done"], event["total"])
-
-        found = precompute(config, show)
+    with closing(TrainDisplay(config.name, config.train.num_steps)) as display:
+        found = precompute(config, display)
     if arguments.json:
         print(json.dumps(asdict(found), indent=1))
         return
@@ -120,12 +116,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from lotlip_platform.progress import TrainDisplay
     from lotlip_platform.train import train
 
-    display = TrainDisplay(config.name, config.train.num_steps)
-    try:
-        command = ["lotlip", "train", arguments.config, *arguments.overrides]
-        result = train(config, display, command=shlex.join(command))
-    finally:
-        display.close()
+    command = shlex.join(["lotlip", "train", arguments.config, *arguments.overrides])
+    with closing(TrainDisplay(config.name, config.train.num_steps)) as display:
+        result = train(config, display, command=command)
     if arguments.json:
         print(json.dumps(asdict(result), indent=1))
         return
@@ -140,17 +133,12 @@ def _train(arguments: argparse.Namespace) -> None:
 def _profile(arguments: argparse.Namespace) -> None:
     config = train_config(arguments)
     from lotlip_platform.profiling import profile_training, table
-    from lotlip_platform.progress import bar
+    from lotlip_platform.progress import TrainDisplay
 
-    with bar("features", "sample") as features, bar("profile", "step") as steps:
-
-        def show(event: dict[str, Any]) -> None:
-            if event["kind"] == "step":
-                steps.show(event["step"], event["total"])
-            else:
-                features.show(event["done"], event["total"])
-
-        found = profile_training(config, arguments.trace, num_steps=arguments.steps, on_event=show)
+    with closing(TrainDisplay("profile", arguments.steps)) as display:
+        found = profile_training(
+            config, arguments.trace, num_steps=arguments.steps, on_event=display
+        )
     if arguments.json:
         print(json.dumps({**asdict(found), "trace": str(found.trace)}, indent=1))
         return

@@ -20,7 +20,7 @@ from lotlip_platform.ray_address import check_answers
 
 # Without PASSIVE torch's threads spin while they wait and, on a busy machine, slow each other down
 # many times over.
-_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def connected() -> Iterator[None]:
             address=address or "local",  # or it would take any Ray that runs on this machine
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
             **({} if address else local),
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
@@ -126,16 +126,3 @@ def store_environment() -> dict[str, str]:
     It travels as an argument of theirs, not in Ray's runtime environment, which dashboards show.
     """
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-
-
-def check_resources(config: ClusterConfig) -> None:
-    """Raises: ClusterError if the cluster, even when idle, can't hold the workers."""
-    has = ray.cluster_resources()
-    fewest, _ = config.fewest_and_most
-    asked = {"CPU": fewest * config.cpus_per_worker, "GPU": fewest * config.gpus_per_worker}
-    for kind, amount in asked.items():
-        if amount > has.get(kind, 0.0):
-            raise ClusterError(
-                f"cluster.num_workers={config.num_workers} needs {amount:g} {kind}s, the cluster "
-                f"has {has.get(kind, 0.0):g}: lower it or cluster.{kind.lower()}s_per_worker"
-            )

@@ -92,11 +92,11 @@ def round_trip(store_uri: str) -> Finding:
     )
 
 
-def mlflow() -> Finding:
+def mlflow(uri: str = "") -> Finding:
     # Importing it takes seconds, and a broken one must not keep the doctor away.
     from lotlip_platform.tracking import tracking_uri
 
-    uri = tracking_uri()
+    uri = tracking_uri(uri)
     if uri.startswith(("http://", "https://")):
         try:
             _get(f"{uri.rstrip('/')}/health").close()

@@ -1,7 +1,7 @@
 """What the workers of a run tell its driver, and where the driver passes it on.
 
 Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
-is a dictionary with a `kind`: `features`, `started`, `born`, `beat`, `step`, `metrics`,
+is a dictionary with a `kind`: `scenes`, `features`, `started`, `born`, `beat`, `step`, `metrics`,
 `evaluated`, `saved`, `stopped`, `bad`, `file`, `note` or `ended`.
 """
 

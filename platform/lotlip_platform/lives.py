@@ -15,6 +15,7 @@ import ray
 from lotlip.errors import ClusterError, LotlipError
 from lotlip_platform.cluster import beside_driver
 from lotlip_platform.fit import fit
+from lotlip_platform.job_environment import how_to_go_on
 from lotlip_platform.listener import Listener, Watch
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.ownership import Owner
@@ -204,7 +205,7 @@ def _stopped(
     tracked.tag(
         {
             "stopped": f"preempted by {request.by} at step {at} of {config.train.num_steps}",
-            "continue_with": command or "lotlip train with the same config",
+            "continue_with": how_to_go_on(command or "lotlip train with the same config"),
         }
     )
     return Stopped(at, config.train.num_steps)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import ConfigError
-from lotlip_platform.cluster import check_resources, connected
+from lotlip_platform.cluster import connected
 from lotlip_platform.features import saving
 from lotlip_platform.listener import Watch
+from lotlip_platform.scaling import check_resources
 from lotlip_platform.storage import open_store
 from lotlip_platform.train import checked_data, training_data
 from lotlip_platform.train_config import TrainConfig
@@ -36,7 +37,7 @@ def precompute(config: TrainConfig, watch: Watch) -> Precomputed:
             "data.features is empty: say where features are to be kept, "
             "data.features=s3://BUCKET/PREFIX or a folder"
         )
-    manifest = checked_data(config)
+    manifest = checked_data(config, watch)
     text = replace(config.model.text, pretrained="")  # nothing is made of texts here
     config = replace(config, model=replace(config.model, text=text))
     with connected():

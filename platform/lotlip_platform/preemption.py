@@ -15,13 +15,15 @@ from types import FrameType
 from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
+from lotlip_platform.job_environment import how_to_go_on
+
 
 class Stopped(KeyboardInterrupt):
     """Training stopped as it was told to, with all saved."""
 
     def __init__(self, step: int, num_steps: int) -> None:
         super().__init__(
-            f"stopped at step {step} of {num_steps}, saved; the same command goes on from there"
+            f"stopped at step {step} of {num_steps}, saved; {how_to_go_on()} goes on from there"
         )
         self.step = step
 

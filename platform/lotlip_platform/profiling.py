@@ -64,7 +64,7 @@ def profile_training(
     """
     if num_steps < 1:
         raise ConfigError(f"--steps {num_steps} must be 1 or more")
-    manifest = checked_data(config)
+    manifest = checked_data(config, on_event)
     tokenizer = make_tokenizer(config, manifest)
     config = _of_one_worker(config, num_steps + _WARM_UP)
     loop = config.train
@@ -83,7 +83,7 @@ def profile_training(
     with profile(activities=activities) as profiler:
         for step in steps:
             taken.append(step)
-            on_event({"kind": "step", "step": len(taken), "total": num_steps})
+            on_event({"kind": "step", "step": len(taken), "loss": step.loss})
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))

@@ -67,6 +67,11 @@ def bar(title: str, unit: str) -> Iterator[Bar]:
         shown.close()
 
 
+def preparing() -> dict[str, Bar]:
+    """What a run may make before it trains, by the kind of event that tells of it."""
+    return {"scenes": Bar("scenes", "sample"), "features": Bar("image features", "sample")}
+
+
 class TrainDisplay:
     """Shows what `lotlip_platform.train` tells."""
 
@@ -74,14 +79,14 @@ class TrainDisplay:
         self._bar = Bar(name, "step")
         self._num_steps = num_steps
         self._speed = ""
-        self._features = Bar("image features", "sample")
+        self._preparing = preparing()
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "step":
             self._bar.show(event["step"], self._num_steps, f"loss {event['loss']:.3f}{self._speed}")
-        elif kind == "features":
-            self._features.show(event["done"], event["total"])
+        elif kind in self._preparing:
+            self._preparing[kind].show(event["done"], event["total"])
         elif kind == "metrics":
             values = event["values"]
             if "train/samples_per_s" in values:
@@ -98,7 +103,8 @@ class TrainDisplay:
             for bad in event["samples"]:
                 say(f"bad sample {bad['shard']}[{bad['index']}]: {bad['reason']}")
         elif kind == "started":
-            self._features.close()
+            for shown in self._preparing.values():
+                shown.close()
             say(f"{event['folder']}; waiting for workers")
         elif kind == "note":
             say(event["text"])
@@ -112,11 +118,11 @@ class SweepDisplay:
 
     def __init__(self, name: str) -> None:
         self._bar = Bar(name, "sample")
-        self._features = Bar("image features", "sample")
+        self._preparing = preparing()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "features":
-            self._features.show(event["done"], event["total"])
+        if event["kind"] in self._preparing:
+            self._preparing[event["kind"]].show(event["done"], event["total"])
         elif event["kind"] == "progress":
             ends = (f"{event[status]} {status}" for status in ("finished", "stopped", "failed"))
             self._bar.show(event["done"], event["total"], ", ".join(ends))
@@ -130,5 +136,6 @@ class SweepDisplay:
             say(f"{trial.name}: {event['text']}" if trial else event["text"])
 
     def close(self) -> None:
-        self._features.close()
+        for shown in self._preparing.values():
+            shown.close()
         self._bar.close()

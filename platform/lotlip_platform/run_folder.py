@@ -35,7 +35,7 @@ BAD, TRACE, METRICS = GROWING = "bad_samples", "trace", "metrics"
 """Files that grow with training; until it is done they are in parts, BAD/step-00000500.jsonl."""
 _MAY_CHANGE = frozenset(
     (
-        *("cluster", "tracking", "checkpoint", "eval"),
+        *("cluster", "tracking", "checkpoint", "eval", "scenes"),
         *("data.max_bad_fraction", "data.num_loader_processes", "data.features"),
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
         *("train.trace", "train.max_skipped_steps", "train.micro_batch", "train.recompute"),

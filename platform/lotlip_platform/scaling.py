@@ -1,14 +1,17 @@
-"""How many workers a life of a run has: of the numbers that its config allows, as many as fit."""
+"""How many workers fit: now, and when the cluster has grown as far as it may."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
 from lotlip.data.order import streams_of
+from lotlip.errors import ClusterError
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.preemption import draining_nodes
 
@@ -23,6 +26,41 @@ def worker_counts(config: ClusterConfig, num_streams: int) -> list[int]:
     if not counts:
         streams_of(0, most, num_streams)  # tells those that work
     return counts
+
+
+def check_resources(config: ClusterConfig) -> None:
+    """Raises: ClusterError if the cluster, even idle and grown as far as it may, can't hold the
+    workers."""
+    fewest, _ = config.fewest_and_most
+    holds = capacity(config)
+    if holds >= fewest:
+        return
+    has = ray.cluster_resources()
+    worker = f"{config.cpus_per_worker:g} CPUs"
+    if config.gpus_per_worker:
+        worker += f" and {config.gpus_per_worker:g} GPUs"
+    raise ClusterError(
+        f"cluster.num_workers={config.num_workers} with {worker} each, on one machine, is more "
+        f"than the cluster can hold, which is {holds:g}; it has {has.get('CPU', 0):g} CPUs and "
+        f"{has.get('GPU', 0):g} GPUs: lower it, cluster.cpus_per_worker or cluster.gpus_per_worker"
+    )
+
+
+def capacity(config: ClusterConfig) -> float:
+    """For how many workers there are machines, or may be: an autoscaler may start more."""
+    now = sum(_fit_into(node["Resources"], config) for node in ray.nodes() if node["Alive"])
+    try:
+        groups = ray_state.get_cluster_config()
+    except RayError:
+        groups = None  # a client connection, ray://, can't ask
+    if groups is None:
+        return now
+    grown = 0.0
+    for group in groups.node_group_configs:
+        most = math.inf if group.max_count < 0 else group.max_count
+        fits = _fit_into(group.resources, config)
+        grown += most * fits if fits else 0
+    return max(now, grown)
 
 
 def room(config: ClusterConfig) -> int:

@@ -20,14 +20,16 @@ from lotlip.configuration import to_dict
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip_platform import tracking
-from lotlip_platform.cluster import check_resources, connected
+from lotlip_platform.cluster import connected
 from lotlip_platform.config import dump_config, load_config, shipped_configs
+from lotlip_platform.job_environment import how_to_go_on
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.ownership import owned
 from lotlip_platform.preemption import stop_signals
 from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.scaling import check_resources
 from lotlip_platform.storage import open_store
 from lotlip_platform.sweep_config import Refused, SweepConfig, Trial, trials
 from lotlip_platform.sweep_figures import Mode
@@ -90,7 +92,7 @@ def sweep(config: SweepConfig, watch: Watch) -> SweepResult:
                     follower.fit()
                 if request.by:
                     raise KeyboardInterrupt(
-                        f"stopped by {request.by}, trials saved; the same command goes on from here"
+                        f"stopped by {request.by}, trials saved; {how_to_go_on()} goes on from here"
                     )
                 records = [*(run.record for run in runs), *records]
                 _summarise(config, records, folder, tracked)

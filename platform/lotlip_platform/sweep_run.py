@@ -51,7 +51,7 @@ class Preparation:
         key = _key(trial.config, "data", "captions", "eval", "cluster", "train.global_batch")
         if key not in self._manifests:
             try:
-                self._manifests[key] = checked_data(trial.config)
+                self._manifests[key] = checked_data(trial.config, self._watch)
             except (ConfigError, DataError) as error:  # the same for all: asked for once
                 self._manifests[key] = error
         found = self._manifests[key]

@@ -25,8 +25,9 @@ from lotlip.model.image_tower import ImageTower
 from lotlip.model.pretrained import find_folder
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform import tracking
-from lotlip_platform.cluster import check_resources, connected
+from lotlip_platform.cluster import connected
 from lotlip_platform.config import dump_config, flat
+from lotlip_platform.datasets import Split, make_scenes
 from lotlip_platform.features import feature_set, saving
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
@@ -35,7 +36,7 @@ from lotlip_platform.local_services import home
 from lotlip_platform.model_card import model_card
 from lotlip_platform.ownership import owned
 from lotlip_platform.run_folder import RunFolder
-from lotlip_platform.scaling import worker_counts
+from lotlip_platform.scaling import check_resources, worker_counts
 from lotlip_platform.shard_versions import TrainingData, check_shards
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_folder import tracked_folder
@@ -67,10 +68,10 @@ def train(config: TrainConfig, watch: Watch, *, command: str = "") -> TrainResul
     Raises: LotlipError; whatever is wrong with config, data, tracking or cluster is said before
     anything is written. `Stopped` when SIGINT or SIGTERM stopped it, see `preemption`.
     """
-    manifest = checked_data(config)
     uri = tracking.tracking_uri(config.tracking.uri)
     with contextlib.suppress(tracking.AwayError):  # a server may come back
         tracking.connect(uri)
+    manifest = checked_data(config, watch)
     folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
     folder.check_claim(config, manifest.digest)
     if folder.read_result() is None and not config.data.features:
@@ -114,8 +115,12 @@ def _result(folder: RunFolder) -> TrainResult:
     )
 
 
-def checked_data(config: TrainConfig) -> Manifest:
-    """Raises: ConfigError, DataError for what would otherwise stop the workers later."""
+def checked_data(config: TrainConfig, watch: Watch) -> Manifest:
+    """The manifest of the training data; scenes are made first where the config asks for it.
+
+    Raises: ConfigError, DataError for what would otherwise stop the workers later.
+    """
+    _make_scenes(config, watch)
     manifest = read_manifest(open_store(config.data.train))
     loop, order = config.train, config.data.order
     EpochOrder(manifest, order, seed=loop.seed, epoch=0, global_batch=loop.global_batch)
@@ -134,6 +139,24 @@ def checked_data(config: TrainConfig) -> Manifest:
         if config.eval.captioner:
             _check_captioners("eval.data", config.eval.data, held_out, config.eval.captioner)
     return manifest
+
+
+def _make_scenes(config: TrainConfig, watch: Watch) -> None:
+    asked = config.scenes
+    sizes: dict[Split, int] = {"train": asked.num_train, "validation": asked.num_validation}
+    for split, num_samples in sizes.items():
+        uri = f"{asked.uri}/{split}"
+        is_used = asked.uri and uri in (config.data.train, config.eval.data)
+        if is_used and not open_store(uri).exists(manifests.NAME):
+            watch({"kind": "note", "text": f"{uri} is empty: making {num_samples:,} scenes"})
+            make_scenes(
+                uri,
+                num_samples=num_samples,
+                split=split,
+                on_progress=lambda done, total: watch(
+                    {"kind": "scenes", "done": done, "total": total}
+                ),
+            )
 
 
 def _check_captioners(key: str, uri: str, manifest: Manifest, *asked: str) -> None:

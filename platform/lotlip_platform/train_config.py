@@ -33,6 +33,24 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Procedural scenes that a run makes for itself where there are none yet, to begin with."""
+
+    uri: str = ""
+    """They are made at URI/train and URI/validation, if those are data.train and eval.data. Empty:
+    none are made."""
+    num_train: int = 20_000
+    num_validation: int = 1_000
+
+    def __post_init__(self) -> None:
+        if min(self.num_train, self.num_validation) < 1:
+            raise ConfigError(
+                f"scenes.num_train={self.num_train} and scenes.num_validation="
+                f"{self.num_validation} must be 1 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All of a training run."""
 
@@ -43,6 +61,7 @@ class TrainConfig:
     model: ModelConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: LoopConfig

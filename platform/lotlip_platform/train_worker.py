@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ from lotlip.train.state import TrainState
 from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
+from lotlip_platform.log_keeping import log_kept
 from lotlip_platform.pulse import Pulse
 from lotlip_platform.run_folder import GROWING, RunFolder
 from lotlip_platform.step_log import Meter, Records
@@ -51,6 +54,11 @@ def work(arguments: Mapping[str, Any], device: torch.device) -> None:
     os.environ.update(arguments["environment"])
     if os.path.isdir(arguments["folder"]):
         os.chdir(arguments["folder"])  # relative paths in the config mean what the user meant
+    with log_kept(f"rank-{distributed.rank():04d}"):
+        _work(arguments, device)
+
+
+def _work(arguments: Mapping[str, Any], device: torch.device) -> None:
     config = build_config(TrainConfig, arguments["config"])
     folder = RunFolder(open_store(arguments["run"]))
     mailbox = arguments["mailbox"]
@@ -113,6 +121,10 @@ class _Worker:
     def train(self) -> None:
         """Raises: LotlipError."""
         loop = self._config.train
+        self._say(
+            f"one of {self._world_size} workers, {self._device.type} on {socket.gethostname()}, "
+            f"process {os.getpid()}, from step {self._state.step} of {loop.num_steps}"
+        )
         for step in self._steps():
             self._pulse.stepped(step.own_s, step.step_s)
             self._pulse.at("log")
@@ -121,6 +133,10 @@ class _Worker:
             last = step.step == loop.num_steps
             if step.step % loop.log_every_steps == 0 or last:
                 self._meter.log(step)
+                self._say(
+                    f"step {step.step} of {loop.num_steps}: loss {step.mean_loss:.4f}, "
+                    f"{step.step_s:.3f} s, {step.data_wait_s:.3f} s of it for data"
+                )
             # Not where training is to stop: a machine may have little time left to save.
             every, at_rest = loop.eval_every_steps, last or step.to_stop
             if self._benchmark and every and step.step % every == 0 and not at_rest:
@@ -138,6 +154,13 @@ class _Worker:
         self._pulse.at("end")
         self._saver.finish()
         self._finish()
+
+    def _say(self, text: str) -> None:
+        """For the log of this worker, which a job keeps."""
+        now = time.strftime("%H:%M:%S", time.gmtime())
+        # Ray Train makes another line of what `print` prints.
+        sys.stdout.write(f"{now} {self._config.name} rank {self._rank}: {text}\n")
+        sys.stdout.flush()
 
     def _steps(self) -> Iterator[Step]:
         def to_stop() -> bool:

@@ -52,7 +52,7 @@ def test_the_parts_of_a_step_add_up_to_it(data: str, tmp_path: Path):
     assert found.samples_per_s == pytest.approx(16 / found.step_s)  # one worker's share of 32
     assert found.flops_per_s > 1e6
     assert found.mfu == 0.0
-    assert [(event["step"], event["total"]) for event in events] == [(n, 4) for n in range(1, 5)]
+    assert [event["step"] for event in events] == [1, 2, 3, 4]
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert names >= {"text tower", "backward"}
     assert "backward" in table(found)

@@ -466,7 +466,7 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
 def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
     data: Path, tmp_path: Path
 ):
-    with pytest.raises(ClusterError, match=r"cluster\.num_workers=8 needs 8 CPUs"):
+    with pytest.raises(ClusterError, match=r"cluster\.num_workers=8 with 1 CPUs each"):
         run(values(data, tmp_path / "runs", cluster__num_workers=8))
     assert not (tmp_path / "runs").exists()
 

@@ -1,0 +1,113 @@
+"""From the arguments of `lotlip jobs submit` to what the job needs: files, stores, resources.
+
+The resolved config is the job's only argument, so what it does no longer depends on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lotlip.errors import ConfigError
+from lotlip_platform.cluster import ClusterConfig
+from lotlip_platform.config import dump_config, find_config, load_config, shipped_configs
+from lotlip_platform.sweep_config import SweepConfig, trials
+from lotlip_platform.train_config import TrainConfig
+
+CONFIG = "config.yaml"
+VERBS = ("train", "sweep", "precompute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What is to be submitted."""
+
+    verb: str
+    name: str
+    files: dict[str, str]
+    """Contents by name; the config is the first."""
+    output: str
+    """The folder that it fills."""
+    stores: tuple[str, ...]
+    """That it writes to."""
+    data_sets: tuple[str, ...]
+    """That it reads."""
+    tracking_uri: str
+    """Of its config; empty: what the cluster has."""
+    clusters: tuple[ClusterConfig, ...]
+    """What it asks of the cluster, one of them at a time."""
+
+
+def job_spec(verb: str, config: str, overrides: Sequence[str]) -> JobSpec:
+    """Raises: ConfigError for what would stop the verb here as well."""
+    if verb == "sweep":
+        return _sweep(load_config(SweepConfig, config, overrides))
+    return _train(verb, load_config(TrainConfig, config, overrides))
+
+
+def _train(verb: str, config: TrainConfig) -> JobSpec:
+    if verb == "precompute" and not config.data.features:
+        raise ConfigError("data.features is empty: precompute fills it")
+    output = config.data.features if verb == "precompute" else _folder(config.store, config.name)
+    stores = ("" if verb == "precompute" else config.store, config.data.features)
+    data_sets, made = _data_sets([config])
+    return JobSpec(
+        verb=verb,
+        name=config.name,
+        files={CONFIG: dump_config(config)},
+        output=output,
+        stores=_some(*stores, *made),
+        data_sets=data_sets,
+        tracking_uri=config.tracking.uri,
+        clusters=(config.cluster,),
+    )
+
+
+def _sweep(config: SweepConfig) -> JobSpec:
+    found, _ = trials(config, _folder(config.store, config.name))
+    configs = [trial.config for trial in found]
+    data_sets, made = _data_sets(configs)
+    return JobSpec(
+        verb="sweep",
+        name=config.name,
+        files={CONFIG: dump_config(config), **_base(config.train)},
+        output=_folder(config.store, config.name),
+        stores=_some(config.store, *(one.data.features for one in configs), *made),
+        data_sets=data_sets,
+        tracking_uri=config.tracking.uri,
+        clusters=tuple(dict.fromkeys(one.cluster for one in configs)),
+    )
+
+
+def _data_sets(configs: Sequence[TrainConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that must be there, and where scenes are made if there are none."""
+    used = _some(*(uri for one in configs for uri in (one.data.train, one.eval.data)))
+    places = _some(*(one.scenes.uri for one in configs))
+    made = {f"{place}/{split}" for place in places for split in ("train", "validation")}
+    return tuple(uri for uri in used if uri not in made), places
+
+
+def _base(train: str) -> dict[str, str]:
+    """The config that a sweep varies, if it isn't a shipped one, which travels with the code."""
+    if train.removesuffix(".yaml") in shipped_configs() and not Path(train).is_file():
+        return {}
+    path = PurePosixPath(train)
+    if path.is_absolute() or ".." in path.parts or train.startswith("~"):
+        raise ConfigError(
+            f"train={train} does not lie below this folder: give a path that a job can take along"
+        )
+    return {path.as_posix(): find_config(train).read_text()}
+
+
+def _folder(store: str, name: str) -> str:
+    if not store:
+        raise ConfigError(
+            "store is empty, which is a folder of one machine: give store=s3://BUCKET/PREFIX"
+        )
+    return f"{store.rstrip('/')}/{name}"
+
+
+def _some(*uris: str) -> tuple[str, ...]:
+    """Those that are given, each once."""
+    return tuple(dict.fromkeys(uri for uri in uris if uri))

@@ -1,0 +1,94 @@
+"""`lotlip jobs submit`: all that can be checked is checked, then the job is another's.
+
+What travels is the code as git tracks it, and the resolved config. Apart from `job_control`, since
+it imports what training imports.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lotlip.errors import ConfigError
+from lotlip_platform.cluster import WORKER_ENVIRONMENT
+from lotlip_platform.job_cluster import JobCluster
+from lotlip_platform.job_control import STOP_VARIABLE, attempt
+from lotlip_platform.job_environment import CODE, JOB, LOGS
+from lotlip_platform.job_folder import Job, JobFolder, jobs_store
+from lotlip_platform.job_package import make_package
+from lotlip_platform.job_preflight import Told, check
+from lotlip_platform.job_spec import job_spec
+
+_SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+_OWN = {JOB, LOGS, CODE, STOP_VARIABLE, *WORKER_ENVIRONMENT}
+
+
+def submit(
+    verb: str,
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    address: str = "",
+    store: str = "",
+    environment: Mapping[str, str] | None = None,
+    checkout: Path | None = None,
+    on_finding: Told = lambda finding: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Check a job, and submit it; its id.
+
+    Raises: LotlipError before anything is submitted if it can't run there.
+    """
+    spec = job_spec(verb, config, overrides)
+    variables = dict(environment or {})
+    _check_environment(variables)
+    package = make_package(checkout)
+    for line in package.told():
+        say(line)
+    package.check_size()
+    cluster = JobCluster(address)
+    jobs = jobs_store(store)
+    variables[CODE] = package.code_version
+    check(
+        spec,
+        cluster,
+        jobs=jobs.uri,
+        package=package.content,
+        environment=variables,
+        on_finding=on_finding,
+    )
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    job = Job(
+        id=f"{verb}-{spec.name}-{stamp}-{secrets.token_hex(2)}",
+        verb=verb,
+        files=spec.files,
+        output=spec.output,
+        code_version=package.code_version,
+        package=package.digest,
+        environment=variables,
+        by=f"{getpass.getuser()}@{socket.gethostname()}",
+    )
+    folder = JobFolder(jobs, job.id)
+    folder.write_job(job, package.content, package.changes)
+    try:
+        attempt(folder, job, cluster, package.content, 1)
+    except BaseException:
+        folder.delete()
+        raise
+    return job.id
+
+
+def _check_environment(variables: Mapping[str, str]) -> None:
+    for name in variables:
+        if _SECRET.search(name):
+            raise ConfigError(
+                f"--env {name} looks like a secret, and Ray shows a job's environment: give it to "
+                "the cluster's machines instead, as infra/README.md says"
+            )
+        if name in _OWN:
+            raise ConfigError(f"--env {name} is set by lotlip itself")

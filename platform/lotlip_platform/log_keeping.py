@@ -1,0 +1,55 @@
+"""What a worker writes, kept in the store as well: its machine may be gone when somebody asks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lotlip_platform.job_environment import LOGS
+from lotlip_platform.log_parts import LogWriter
+from lotlip_platform.storage import open_store
+
+_DRAIN_S = 2.0
+_CHUNK_BYTES = 64 * 1024
+
+
+@contextmanager
+def log_kept(source: str) -> Iterator[None]:
+    """All that this process and those it starts write goes to the job's log too, if there is a
+    job; an error with its traceback."""
+    uri = os.environ.get(LOGS)
+    if not uri:
+        yield
+        return
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells of each client
+    writer = LogWriter(open_store(uri), source)
+    reading, writing = os.pipe()
+    before = {number: os.dup(number) for number in (1, 2)}
+    for number in before:
+        os.dup2(writing, number)
+    os.close(writing)
+    tee = threading.Thread(target=_tee, args=(reading, before[1], writer), daemon=True)
+    tee.start()
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, kept in before.items():
+            os.dup2(kept, number)
+        tee.join(_DRAIN_S)  # a process that was left behind may hold the pipe open
+        writer.close()
+
+
+def _tee(reading: int, onward: int, writer: LogWriter) -> None:
+    while content := os.read(reading, _CHUNK_BYTES):
+        writer.write(content)
+        os.write(onward, content)

@@ -1,0 +1,97 @@
+"""What a cluster is asked before a job is submitted, on a real Ray."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._raylet import (
+    GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,
+    GCS_AUTOSCALER_STATE_NAMESPACE,
+)
+from ray.core.generated import autoscaler_pb2
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
+from lotlip.configuration import to_dict
+from lotlip.errors import ClusterError
+from lotlip_platform.cluster import ClusterConfig
+from lotlip_platform.cluster_probe import probe
+from lotlip_platform.finding import Finding
+from lotlip_platform.scaling import capacity, check_resources
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    asked = {"stores": [], "data_sets": [], "tracking_uri": "", "clusters": []}
+    return {**asked, **changes}
+
+
+def one(name: str, **changes: Any) -> Finding:
+    (found,) = [finding for finding in probe(request(**changes)) if finding.name == name]
+    return found
+
+
+def test_stores_are_written_to_and_data_sets_read(
+    s3_env: str, scenes_folder: Path, tmp_path: Path
+) -> None:
+    found = probe(request(stores=[str(tmp_path)], data_sets=[str(scenes_folder)]))
+    assert [finding.state for finding in found if finding.name in ("store", "data set")] == [
+        *("ok", "ok")
+    ]
+    assert f"{scenes_folder}: 60 samples" in [finding.found for finding in found]
+    assert list(tmp_path.iterdir()) == [tmp_path / "home"] or list(tmp_path.iterdir()) == []
+    missing = one("store", stores=["s3://lotlip-none/runs"])
+    assert (missing.state, "bucket 'lotlip-none' does not exist" in missing.found) == (
+        *("error", True),
+    )
+    assert "has no manifest.json" in one("data set", data_sets=[str(tmp_path)]).found
+
+
+def test_a_cluster_that_knows_no_mlflow_is_a_warning_and_one_that_is_away_an_error(
+    monkeypatch: pytest.MonkeyPatch, dead_url: str
+) -> None:
+    assert one("MLflow").state == "warning"
+    assert "no MLFLOW_TRACKING_URI" in one("MLflow").found
+    assert one("MLflow", tracking_uri=dead_url).state == "error"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_url)
+    assert dead_url in one("MLflow").found
+
+
+def test_resources_are_judged_machine_by_machine() -> None:
+    fits = to_dict(ClusterConfig(num_workers=3))
+    assert one("resources", clusters=[fits]).state == "ok"
+    too_large = to_dict(ClusterConfig(num_workers=1, cpus_per_worker=4))
+    found = one("resources", clusters=[fits, too_large])
+    assert found.state == "error"
+    assert "num_workers=1 with 4 CPUs each, on one machine, is more" in found.found
+    with pytest.raises(ClusterError, match="with 1 CPUs and 1 GPUs each"):
+        check_resources(ClusterConfig(gpus_per_worker=1))
+
+
+def test_machines_that_an_autoscaler_may_start_count() -> None:
+    groups = autoscaler_pb2.ClusterConfig()
+    for cpus, gpus, most in ((8, 0, 10), (16, 8, 4)):
+        group = groups.node_group_configs.add(max_count=most)
+        group.resources.update({"CPU": cpus, "GPU": gpus})
+    place = {
+        "key": GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
+        "namespace": GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
+    }
+    _internal_kv_put(value=groups.SerializeToString(), overwrite=True, **place)
+    try:
+        check_resources(ClusterConfig(num_workers=32, cpus_per_worker=2, gpus_per_worker=1))
+        assert capacity(ClusterConfig(cpus_per_worker=16)) == 4
+        with pytest.raises(ClusterError, match="which is 32"):
+            check_resources(ClusterConfig(num_workers=33, gpus_per_worker=1))
+        groups.node_group_configs[1].max_count = -1  # without end
+        _internal_kv_put(value=groups.SerializeToString(), overwrite=True, **place)
+        check_resources(ClusterConfig(num_workers=10_000, gpus_per_worker=8))
+    finally:
+        _internal_kv_del(**place)

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from lotlip.errors import ConfigError
+from lotlip_platform.config import load_config
+from lotlip_platform.job_spec import CONFIG, job_spec
+from lotlip_platform.job_submission import _check_environment
+from lotlip_platform.sweep_config import SweepConfig
+from lotlip_platform.train_config import TrainConfig
+
+
+def test_a_job_carries_its_resolved_config(tmp_path: Path) -> None:
+    spec = job_spec("train", "train/scenes", ["name=mine", "optim.lr=0.5"])
+    (tmp_path / "config.yaml").write_text(spec.files[CONFIG])
+    again = load_config(TrainConfig, str(tmp_path / "config.yaml"))
+    assert again == load_config(TrainConfig, "train/scenes", ["name=mine", "optim.lr=0.5"])
+    assert spec.name == "mine"
+    assert spec.output == "s3://lotlip/runs/mine"
+
+
+def test_data_sets_that_the_run_makes_need_not_be_there_but_their_place_is_written_to() -> None:
+    spec = job_spec("train", "train/scenes", [])
+    assert spec.data_sets == ()
+    assert spec.stores == ("s3://lotlip/runs", "s3://lotlip/scenes/features", "s3://lotlip/scenes")
+    other = job_spec("train", "train/scenes", ["data.train=s3://b/mine"])
+    assert other.data_sets == ("s3://b/mine",)
+    without = job_spec("train", "train/scenes", ["scenes.uri="])
+    assert without.data_sets == ("s3://lotlip/scenes/train", "s3://lotlip/scenes/validation")
+
+
+def test_precompute_fills_the_folder_of_features() -> None:
+    spec = job_spec("precompute", "train/scenes", ["scenes.uri=", "store="])
+    assert spec.output == "s3://lotlip/scenes/features"
+    assert spec.stores == ("s3://lotlip/scenes/features",)
+    with pytest.raises(ConfigError, match=r"data\.features is empty"):
+        job_spec("precompute", "train/scenes", ["data.features="])
+
+
+def test_a_sweep_carries_the_config_that_it_varies_if_it_is_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(job_spec("sweep", "sweep/scenes", []).files) == [CONFIG]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(job_spec("train", "train/scenes", []).files[CONFIG])
+    spec = job_spec("sweep", "sweep/scenes", ["train=own.yaml"])
+    assert list(spec.files) == [CONFIG, "own.yaml"]
+    (tmp_path / CONFIG).write_text(spec.files[CONFIG])
+    again = load_config(SweepConfig, CONFIG)
+    assert again == load_config(SweepConfig, "sweep/scenes", ["train=own.yaml"])
+    with pytest.raises(ConfigError, match="does not lie below this folder"):
+        job_spec("sweep", "sweep/scenes", [f"train={tmp_path}/own.yaml"])
+
+
+def test_a_sweep_asks_for_what_its_trials_ask_for() -> None:
+    spec = job_spec("sweep", "sweep/scenes", ["set.cluster.num_workers=3"])
+    assert [config.num_workers for config in spec.clusters] == [3]
+
+
+def test_a_store_on_one_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="store is empty"):
+        job_spec("train", "train/scenes", ["store="])
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "hf_token"]
+)
+def test_secrets_are_not_given_to_a_job_whose_environment_ray_shows(name: str) -> None:
+    with pytest.raises(ConfigError, match="looks like a secret"):
+        _check_environment({name: "x"})
+
+
+def test_variables_of_lotlip_itself_are_refused() -> None:
+    _check_environment({"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
+    for name in ("LOTLIP_JOB", "OMP_WAIT_POLICY"):
+        with pytest.raises(ConfigError, match="is set by lotlip itself"):
+            _check_environment({name: "x"})
