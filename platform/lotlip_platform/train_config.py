@@ -40,7 +40,9 @@ class ScenesConfig:
     """They are made at URI/train and URI/validation, if those are data.train and eval.data. Empty:
     none are made."""
     num_train: int = 20_000
+    """Scenes to train on."""
     num_validation: int = 1_000
+    """Scenes to evaluate on while training, none of them among the others."""
 
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_validation) < 1:
