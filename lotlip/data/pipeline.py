@@ -92,6 +92,8 @@ class Batch:
     bad: tuple[BadSample, ...]
     trace: tuple[SampleTrace, ...] = ()
     """Of each sample, if the source asks for it."""
+    store_faults: int = 0
+    """That reading met since the batch before, see `Store.num_faults`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +186,11 @@ def _read(source: Source, *, epoch: int, start_step: int, streams: range) -> Ite
     order = source.epoch(epoch)
     start = start_step * order.batch_per_stream
     readers = [_prepared(source, order, stream, start) for stream in streams]
+    faults = source.store.num_faults
     for _ in range(start_step, order.steps):
         taken = [item for reader in readers for item in islice(reader, order.batch_per_stream)]
-        yield _collated(source, taken)
+        before, faults = faults, source.store.num_faults
+        yield replace(_collated(source, taken), store_faults=faults - before)
 
 
 @dataclass(frozen=True)
@@ -321,4 +325,5 @@ def _joined(parts: list[Batch]) -> Batch:
         keys=tuple(key for part in parts for key in part.keys),
         bad=tuple(bad for part in parts for bad in part.bad),
         trace=tuple(sample for part in parts for sample in part.trace),
+        store_faults=sum(part.store_faults for part in parts),
     )

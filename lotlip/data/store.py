@@ -34,6 +34,11 @@ class Store(Protocol):
         """The address of the store, without a trailing slash."""
         ...
 
+    @property
+    def num_faults(self) -> int:
+        """Times so far, in this process, that a call failed and was tried again."""
+        ...
+
     def open(
         self, name: str, *, num_bytes: int | None = None, tag: str = "", start: int = 0
     ) -> BinaryIO:
@@ -77,6 +82,8 @@ class Store(Protocol):
 
 class FolderStore:
     """A `Store` in a local folder. Writes go to a temporary file first and are then renamed."""
+
+    num_faults = 0
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser().absolute()

@@ -123,6 +123,8 @@ class Step:
     """Steps so far that changed nothing, see `train.max_skipped_steps`."""
     trace: tuple[SampleTrace, ...]
     """Of this worker's samples, with `train.trace`."""
+    store_faults: int
+    """That reading this worker's part of the batch met and got over."""
     to_stop: bool
     """Whether a worker was told that training is to stop here."""
 
@@ -179,6 +181,7 @@ def train_steps(
                 bad=batch.bad,
                 num_skipped=state.num_skipped,
                 trace=batch.trace,
+                store_faults=batch.store_faults,
                 to_stop=done.to_stop,
             )
             allowance.check(epoch, batch.bad)

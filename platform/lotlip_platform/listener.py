@@ -2,7 +2,7 @@
 
 Only the driver talks to MLflow, so an outage of it touches neither workers nor training. An event
 is a dictionary with a `kind`: `scenes`, `features`, `started`, `born`, `beat`, `step`, `metrics`,
-`evaluated`, `saved`, `stopped`, `bad`, `file`, `note` or `ended`.
+`evaluated`, `saved`, `faults`, `stopped`, `bad`, `file`, `note` or `ended`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from lotlip.evaluate.figures import curves
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.mailbox import Event
 from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.run_metrics import RunMetrics
 from lotlip_platform.tracked_run import TrackedRun
 from lotlip_platform.train_config import TrainConfig
 from lotlip_platform.workers import Workers
@@ -31,6 +32,7 @@ class Listener:
     ) -> None:
         self._folder, self._tracked, self._watch = folder, tracked, watch
         self._limits = limits
+        self._metrics = RunMetrics(folder.uri.rpartition("/")[2])
         self._bad: dict[tuple[int, str, int], dict[str, Any]] = {}
         self.start_life()
 
@@ -46,6 +48,7 @@ class Listener:
 
     def take(self, events: Iterable[Event]) -> None:
         for event in events:
+            self._metrics.take(event)
             if event["kind"] == "metrics":
                 self._tracked.log_metrics(event["values"], event["step"], time_ms=event["time_ms"])
             elif event["kind"] == "file":

@@ -76,8 +76,10 @@ class ResumingReader(io.RawIOBase):
         num_bytes: int | None = None,
         etag: str = "",
         start: int = 0,
+        on_fault: Callable[[], None] = lambda: None,
     ) -> None:
-        """`num_bytes` and `etag` are those the caller relies on, `start` the first byte it wants.
+        """`num_bytes` and `etag` are those the caller relies on, `start` the first byte it wants;
+        `on_fault` is called for each fault that another attempt may mend.
 
         Raises: DataError if the size differs or the object cannot be reached. That the ETag differs
         is noticed at the first byte.
@@ -85,6 +87,7 @@ class ResumingReader(io.RawIOBase):
         super().__init__()
         self._source, self._num_bytes = source, num_bytes
         self._position = start
+        self._on_fault = on_fault
         self._fruitless = 0
         self._body: Body | None = None
         self._is_told = num_bytes is not None and bool(etag)
@@ -158,6 +161,7 @@ class ResumingReader(io.RawIOBase):
                 result = attempt()
             except Interrupted as fault:
                 self._drop_body()
+                self._on_fault()
                 self._fruitless += 1
                 if self._fruitless >= MAX_FRUITLESS_ATTEMPTS:
                     raise DataError(

@@ -96,6 +96,7 @@ class Meter:
                 "train/lr": step.lr,
                 "train/grad_norm": step.grad_norm,
                 "train/epoch": float(step.epoch),
+                "train/step_s": seconds / len(self.steps),
                 "train/skipped_steps": float(step.num_skipped),
                 "train/samples_per_s": world * sum(s.num_samples for s in self.steps) / seconds,
                 "train/tokens_per_s": world * sum(s.num_tokens for s in self.steps) / seconds,

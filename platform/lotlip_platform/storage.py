@@ -101,6 +101,10 @@ class S3Store:
     def uri(self) -> str:
         return Place(self.bucket, self.prefix).uri
 
+    @property
+    def num_faults(self) -> int:
+        return self._clients.num_faults
+
     def open(
         self, name: str, *, num_bytes: int | None = None, tag: str = "", start: int = 0
     ) -> BinaryIO:
@@ -108,7 +112,9 @@ class S3Store:
         # The reader retries by itself, from where it stands.
         client = self._clients.get(place, attempts=1)
         source = S3Object(client, place)
-        reader = ResumingReader(source, num_bytes=num_bytes, etag=tag, start=start)
+        reader = ResumingReader(
+            source, num_bytes=num_bytes, etag=tag, start=start, on_fault=self._clients.count_fault
+        )
         return cast(BinaryIO, io.BufferedReader(reader, BUFFER_BYTES))
 
     def read(self, name: str) -> bytes:
@@ -184,7 +190,11 @@ class _Clients:
 
     def __init__(self, read_timeout_s: float) -> None:
         self.read_timeout_s = read_timeout_s
+        self.num_faults = 0
         self._own: tuple[int, threading.Lock, dict[int, Any]] = (os.getpid(), threading.Lock(), {})
+
+    def count_fault(self) -> None:
+        self.num_faults += 1  # by several threads at once it may be one too few
 
     def get(self, place: Place, *, attempts: int) -> Any:
         """A client that tries each call `attempts` times. Raises: DataError."""
@@ -216,17 +226,18 @@ class _Clients:
         except (BotoCoreError, ValueError) as error:
             raise explained(error, place, "reach") from error
         if attempts > 1:
-            client.meta.events.register("needs-retry.s3", _pause_if_overloaded)
+            client.meta.events.register("needs-retry.s3", self._pause_if_overloaded)
         return client
 
-
-def _pause_if_overloaded(response: Any, attempts: int, **_: Any) -> float | None:
-    """Seconds until another attempt, if boto3 itself would make none."""
-    error = ClientError(response[1] if response else {}, "")
-    is_overloaded = (status_of(error) or 0) >= 500 or code_of(error) in TRANSIENT_CODES
-    if is_overloaded and attempts < OVERLOADED_ATTEMPTS:
-        return OVERLOADED_PAUSE_S * random.uniform(0.5, 1.0)
-    return None
+    def _pause_if_overloaded(self, response: Any, attempts: int, **_: Any) -> float | None:
+        """Seconds until another attempt, if boto3 itself would make none."""
+        error = ClientError(response[1] if response else {}, "")
+        is_overloaded = (status_of(error) or 0) >= 500 or code_of(error) in TRANSIENT_CODES
+        if is_overloaded or response is None:
+            self.count_fault()
+        if is_overloaded and attempts < OVERLOADED_ATTEMPTS:
+            return OVERLOADED_PAUSE_S * random.uniform(0.5, 1.0)
+        return None
 
 
 @contextmanager

@@ -115,6 +115,7 @@ class _Worker:
         self._saver = Saver(self._checkpoints, writer, config.checkpoint, note=send.note)
         self._state = self._resumed(tokenizer)
         check_tower(self._source.manifest.made_by, self._state.model.image_tower)
+        self._faults = folder.store.num_faults
         self._metric: float | None = None
         """Of the last evaluation, by which the best checkpoints are kept."""
 
@@ -129,6 +130,7 @@ class _Worker:
             self._pulse.stepped(step.own_s, step.step_s)
             self._pulse.at("log")
             self._meter.take(step)
+            self._tell_faults(step)
             self._records.take(step)
             last = step.step == loop.num_steps
             if step.step % loop.log_every_steps == 0 or last:
@@ -154,6 +156,12 @@ class _Worker:
         self._pulse.at("end")
         self._saver.finish()
         self._finish()
+
+    def _tell_faults(self, step: Step) -> None:
+        """What the store did wrong, and was got over, in reading and in saving."""
+        before, self._faults = self._faults, self._folder.store.num_faults
+        if count := step.store_faults + self._faults - before:
+            self._send({"kind": "faults", "count": count})
 
     def _say(self, text: str) -> None:
         """For the log of this worker, which a job keeps."""
@@ -198,13 +206,15 @@ class _Worker:
             self._send.note(text)
 
     def _save(self) -> None:
-        step = self._state.step
+        step, began = self._state.step, time.monotonic()
         self._saver.save(
             step,
             train_state.to_bytes(self._state, self._rank, self._world_size),
             metric=self._metric,
             before_commit=self._records.cut(step),
-            after_commit=lambda: self._send({"kind": "saved", "step": step}),
+            after_commit=lambda: self._send(
+                {"kind": "saved", "step": step, "seconds": time.monotonic() - began}
+            ),
         )
 
     def _evaluate(self, benchmark: Benchmark) -> Report:

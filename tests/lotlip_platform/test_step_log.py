@@ -31,6 +31,7 @@ def step(number: int, flops: float) -> Step:
         bad=(),
         num_skipped=0,
         trace=(),
+        store_faults=0,
         to_stop=False,
     )
 

@@ -139,8 +139,10 @@ def test_a_broken_read_is_resumed_to_the_exact_bytes(
 ) -> None:
     store.write("x", DATA)
     proxy = faulty(first_reads(*faults))
-    assert open_store(store.uri).read("x") == DATA
+    reading = open_store(store.uri)
+    assert reading.read("x") == DATA
     assert proxy.faults == faults
+    assert reading.num_faults == len(faults)
 
 
 def test_a_hanging_server_is_left_and_asked_again(store: S3Store, faulty) -> None:
