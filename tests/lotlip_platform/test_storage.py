@@ -142,7 +142,7 @@ def test_a_broken_read_is_resumed_to_the_exact_bytes(
     reading = open_store(store.uri)
     assert reading.read("x") == DATA
     assert proxy.faults == faults
-    assert reading.num_faults == len(faults)
+    assert reading.num_faults == len([fault for fault in faults if fault != "no_length"])
 
 
 def test_a_hanging_server_is_left_and_asked_again(store: S3Store, faulty) -> None:
