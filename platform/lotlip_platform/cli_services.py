@@ -23,6 +23,9 @@ def add_verbs(verbs: Any) -> None:
     doctor.add_argument(
         "--store", default="", metavar="URI", help="a store to write to, read, and clean"
     )
+    doctor.add_argument(
+        "--address", default="", metavar="URL", help="a Ray cluster's dashboard: look at it instead"
+    )
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
@@ -45,9 +48,12 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.doctor import examine, render
+    from lotlip_platform.doctor import examine, examine_cluster, render
 
-    findings = examine(store_uri=arguments.store)
+    if arguments.address:
+        findings = examine_cluster(arguments.address, arguments.store)
+    else:
+        findings = examine(store_uri=arguments.store)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     else:

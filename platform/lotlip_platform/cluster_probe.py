@@ -42,10 +42,11 @@ def probe(request: Mapping[str, Any]) -> list[Finding]:
         looks.append(("data set", lambda uri=uri: _data_set(uri)))
     looks.append(("MLflow", lambda: _mlflow(request["tracking_uri"])))
     looks.append(("resources", lambda: _resources(request["clusters"])))
-    return [_looked(name, look) for name, look in looks]
+    return [looked(name, look) for name, look in looks]
 
 
-def _looked(name: str, look: Callable[[], Finding]) -> Finding:
+def looked(name: str, look: Callable[[], Finding]) -> Finding:
+    """What a look finds, or what kept it from that."""
     try:
         return look()
     except LotlipError as error:

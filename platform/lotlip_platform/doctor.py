@@ -10,9 +10,10 @@ from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
 from lotlip_platform.finding import Finding, masked, render
 
-__all__ = ["Finding", "examine", "render"]
+__all__ = ["Finding", "examine", "examine_cluster", "render"]
 
 NETWORK_LIMIT_S = 15.0
+CLUSTER_LIMIT_S = 300.0
 
 
 def examine(store_uri: str = "") -> list[Finding]:
@@ -26,6 +27,26 @@ def examine(store_uri: str = "") -> list[Finding]:
     deadline = time.monotonic() + NETWORK_LIMIT_S
     network = [patient.finding(deadline - time.monotonic()) for patient in patients]
     return [masked(finding) for finding in [*machine, *network]]
+
+
+def examine_cluster(address: str, store_uri: str) -> list[Finding]:
+    """Look at a Ray cluster: its dashboard, and from inside a machine of each kind.
+
+    Args:
+        address: http://HOST:8265.
+        store_uri: a store that the cluster is to write 32 MiB to and read them; empty: none.
+
+    Raises: ClusterError, ConfigError if the cluster can't be asked.
+    """
+    from lotlip_platform.job_cluster import JobCluster
+    from lotlip_platform.job_package import make_package
+    from lotlip_platform.job_preflight import ask, ray_version
+
+    cluster, package = JobCluster(address), make_package()
+    package.check_size()
+    request = {"store": store_uri}
+    found = ask(cluster, "cluster_doctor", request, package.content, {}, CLUSTER_LIMIT_S)
+    return [ray_version(cluster.ray_version), *found]
 
 
 class _Look:

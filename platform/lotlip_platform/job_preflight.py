@@ -36,7 +36,7 @@ def check(
     on_finding: Told,
 ) -> None:
     """Raises: ClusterError with the first thing that would keep the job from running."""
-    found = [_ray_version(cluster.ray_version)]
+    found = [ray_version(cluster.ray_version)]
     on_finding(found[0])
     request = {
         "stores": list(dict.fromkeys((jobs, *spec.stores))),
@@ -85,7 +85,8 @@ def ask(
     return [Finding(**values) for values in json.loads(answers[-1].removeprefix(MARK))]
 
 
-def _ray_version(theirs: str) -> Finding:
+def ray_version(theirs: str) -> Finding:
+    """Whether our code runs with the cluster's Ray."""
     ours = metadata.version("ray")
     wanted = next(
         requirement.specifier
