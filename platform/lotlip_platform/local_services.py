@@ -34,6 +34,9 @@ SERVICES = ("s3", "mlflow", "ray")
 PREFERRED_PORTS = {"s3": 9123, "mlflow": 5123, "ray": 6399, "dashboard": 8265}
 START_TIMEOUT_S = 180.0
 OBJECT_STORE_BYTES = 500_000_000
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Despite its name it keeps Ray from replacing 127.0.0.1 by the machine's public address, so that
+nothing of it can be reached from outside."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "lotlip", "AWS_SECRET_ACCESS_KEY": "lotlip"}
 _ERRORS: dict[str, type[LotlipError]] = {
     "s3": DataError,
@@ -133,6 +136,8 @@ def use_local_services() -> dict[str, str]:
     """Put `environment()` into this process's environment, before Ray is imported."""
     variables = environment()
     os.environ.update(variables)
+    if not os.environ.get("RAY_ADDRESS"):  # then commands start one for themselves
+        os.environ.update(_LOOPBACK)
     return variables
 
 
@@ -144,9 +149,7 @@ def ray_token_path() -> Path:
 def _ray_client() -> dict[str, str]:
     """What Ray's servers and clients must agree on."""
     return {
-        # Despite its name this keeps Ray from replacing 127.0.0.1 by the machine's public address,
-        # so that nothing of it can be reached from outside.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **_LOOPBACK,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_path()),
     }
