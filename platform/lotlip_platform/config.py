@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lotlip.configuration import from_dict, to_dict
 from lotlip.errors import ConfigError
 from lotlip.model import PRESETS, ModelConfig
+from lotlip_platform.redaction import secret_in
 
 T = TypeVar("T")
 _MALFORMED = (OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -118,7 +119,13 @@ def _merged(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         sources = [f"{text!r}" for text in overrides if text.partition("=")[0] == key]
         raise ConfigError(f"{[str(path), *sources][-1]}: {_one_line(error)}") from error
     assert isinstance(values, dict), "what a group of keys resolves to"
-    return {str(key): value for key, value in values.items()}
+    values = {str(key): value for key, value in values.items()}
+    for key, value in flat(values).items():
+        if kind := secret_in(str(value)):
+            raise ConfigError(
+                f"{key} holds {kind}, and configs are recorded: leave it to the environment"
+            )
+    return values
 
 
 def _overridden(config: Any, override: str) -> Any:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lotlip_platform.redaction import redacted
+
 State = Literal["ok", "warning", "error"]
 MARKS: dict[State, str] = {"ok": "✓", "warning": "!", "error": "✗"}
-_SECRETS = re.compile(r"SECRET|PASSWORD|TOKEN|API_KEY")
-_USER_IN_URL = re.compile(r"://[^/\s@]+@")
-_SHORTEST_SECRET = 8  # shorter ones, as of local services, are words that texts may hold
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Finding:
 
 def masked(finding: Finding) -> Finding:
     """The finding without the secrets of the environment and without users in URLs."""
-    return replace(finding, found=_masked(finding.found), advice=_masked(finding.advice))
+    return replace(finding, found=redacted(finding.found), advice=redacted(finding.advice))
 
 
 def render(findings: Sequence[Finding]) -> str:
@@ -40,11 +37,3 @@ def render(findings: Sequence[Finding]) -> str:
         if finding.advice:
             lines.append(f"  {'':<{width}}  → {finding.advice}")
     return "\n".join(lines)
-
-
-def _masked(text: str) -> str:
-    text = _USER_IN_URL.sub("://***@", text)
-    for name, value in os.environ.items():
-        if _SECRETS.search(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    return text

@@ -20,6 +20,7 @@ from pathlib import Path
 from lotlip.errors import LotlipError
 from lotlip_platform.job_folder import DRIVER, Job, JobFolder, Seen, State, jobs_store
 from lotlip_platform.log_parts import LogWriter
+from lotlip_platform.redaction import redacted
 
 BEAT_S = 15.0
 _DRAIN_S = 5.0
@@ -64,11 +65,12 @@ def _start(job: Job, scratch: Path) -> subprocess.Popen[bytes]:
 
 def _tee(process: subprocess.Popen[bytes], log: LogWriter, beats: _Beats) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        log.write(line)
-        beats.last_line = line.decode(errors="replace").strip() or beats.last_line
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+    for raw in process.stdout:
+        line = redacted(raw.decode(errors="replace"))
+        log.write(line.encode())
+        beats.last_line = line.strip() or beats.last_line
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 class _Beats:

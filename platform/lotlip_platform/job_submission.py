@@ -7,7 +7,6 @@ it imports what training imports.
 from __future__ import annotations
 
 import getpass
-import re
 import secrets
 import socket
 import time
@@ -23,8 +22,8 @@ from lotlip_platform.job_folder import Job, JobFolder, jobs_store
 from lotlip_platform.job_package import make_package
 from lotlip_platform.job_preflight import Told, check
 from lotlip_platform.job_spec import job_spec
+from lotlip_platform.redaction import is_secret
 
-_SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _OWN = {JOB, LOGS, CODE, STOP_VARIABLE, *WORKER_ENVIRONMENT}
 
 
@@ -85,7 +84,7 @@ def submit(
 
 def _check_environment(variables: Mapping[str, str]) -> None:
     for name in variables:
-        if _SECRET.search(name):
+        if is_secret(name):
             raise ConfigError(
                 f"--env {name} looks like a secret, and Ray shows a job's environment: give it to "
                 "the cluster's machines instead, as infra/README.md says"

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 from lotlip_platform.job_environment import LOGS
 from lotlip_platform.log_parts import LogWriter
+from lotlip_platform.redaction import redacted
 from lotlip_platform.storage import open_store
 
 _DRAIN_S = 2.0
-_CHUNK_BYTES = 64 * 1024
 
 
 @contextmanager
@@ -50,6 +50,8 @@ def log_kept(source: str) -> Iterator[None]:
 
 
 def _tee(reading: int, onward: int, writer: LogWriter) -> None:
-    while content := os.read(reading, _CHUNK_BYTES):
-        writer.write(content)
-        os.write(onward, content)
+    with os.fdopen(reading, errors="replace") as lines:
+        for line in lines:
+            content = redacted(line).encode()
+            writer.write(content)
+            os.write(onward, content)

@@ -17,7 +17,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 
-from lotlip.errors import ClusterError
+from lotlip.configuration import from_dict
+from lotlip.errors import ClusterError, ConfigError
 from lotlip_platform import tracking
 from lotlip_platform.cluster import connected, store_environment
 from lotlip_platform.features import feature_set
@@ -98,6 +99,25 @@ def serving(
                     # Ray tells of the controller's end as of a fault, whenever Serve is shut down.
                     with redirect_stdout(io.StringIO()):
                         serve.shutdown()
+
+
+def application(args: dict[str, Any]) -> serve.Application:
+    """The service for config files of Ray Serve, as in infra/kubernetes/serve: their `import_path`
+    names this function.
+
+    `args`: `model` and `index` as `serving` takes them, and keys of `ServeConfig`. Where it listens
+    is Serve's own to say. Raises: LotlipError.
+    """
+    values = dict(args)
+    model, index = values.pop("model", ""), values.pop("index", "")
+    config = from_dict(ServeConfig, values)
+    for name, value in (("model", model), ("index", index), ("features", config.features)):
+        if not value:
+            raise ConfigError(f"{name} is missing in the args of lotlip_platform.serving")
+    if not config.allowed_hosts:
+        raise ConfigError("allowed_hosts is empty: name those by which the service is asked")
+    kept_in = open_store(config.features).uri
+    return _application(model, current_version(model), Indexed.at(index), kept_in, config)
 
 
 def _absolute(address: str) -> str:

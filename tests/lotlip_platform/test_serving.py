@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,7 +17,8 @@ import time
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from urllib.parse import urlencode
 import pytest
 import ray
 import torch
+import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import free_port
@@ -36,7 +39,7 @@ from lotlip.data.manifest import read_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples
 from lotlip.data.store import Store
-from lotlip.errors import ClusterError
+from lotlip.errors import ClusterError, ConfigError
 from lotlip.evaluate.embed import embed_images, embed_texts
 from lotlip.export import save
 from lotlip.model import LoTLIP
@@ -45,7 +48,7 @@ from lotlip_platform.cli import main
 from lotlip_platform.datasets import make_scenes
 from lotlip_platform.registry import register
 from lotlip_platform.serve_config import ServeConfig
-from lotlip_platform.serving import serving
+from lotlip_platform.serving import application, serving
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.tracking import Server, connect
 
@@ -53,6 +56,9 @@ JOB = Path(__file__).parents[2] / "jobs" / "serve.py"
 NAME = "served"
 DATA = "s3://served/scenes"
 TEXT = "A red castle stands in the middle. Two white birds are above it. The sky is dark."
+
+
+KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 
 
 @dataclass(frozen=True)
@@ -525,3 +531,60 @@ def test_replicas_share_the_requests_and_tell_their_metrics_together(
     }
     assert len(counts) == 2
     assert sum(counts.values()) == 40
+
+
+@pytest.mark.slow
+def test_ray_serve_itself_runs_what_the_manifest_for_kubernetes_says(
+    service: Service, s3_endpoint: str, mlflow_server: str, tmp_path: Path
+) -> None:
+    manifest = yaml.safe_load((KUBERNETES / "serve" / "rayservice.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    port = free_port()
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (application,) = config["applications"]
+    application["args"] |= {"model": f"models:/{NAME}@champion", "index": DATA}
+    application["args"]["features"] = str(tmp_path / "features")
+    application["deployments"][0]["num_replicas"] = 1
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "lotlip",
+        "AWS_SECRET_ACCESS_KEY": "lotlip",
+        "MLFLOW_TRACKING_URI": mlflow_server,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", "serve.yaml"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        there = replace(service, url=f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 120
+        found: dict[str, Any] = {}
+        while not found and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(1)
+            with suppress(OSError):
+                found = there.post("/v1/search", {"text": TEXT, "hits": 5})
+        assert found, (tmp_path / "serve.log").read_text()[-3000:]
+        wanted = expected(service, found["version"], TEXT)[:5]
+        assert [hit["key"] for hit in found["hits"]] == [key for key, _ in wanted]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def test_a_manifest_that_lacks_something_says_what() -> None:
+    for args, told in (
+        ({"index": DATA}, "model is missing"),
+        ({"model": "m", "index": DATA}, "features is missing"),
+        ({"model": "m", "index": DATA, "features": "f"}, "allowed_hosts is empty"),
+        ({"model": "m", "index": DATA, "featurs": "f"}, "featurs"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            application(args)
