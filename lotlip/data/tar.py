@@ -1,18 +1,21 @@
 """The files in a tar, read as a stream.
 
 Shards consist of plain headers, which are read here, at a quarter of tarfile's time; whatever else
-there is (long names, links, extensions, compression, damage) is left to tarfile, by webdataset.
+there is (long names, links, extensions, compression, damage) is left to tarfile. What comes out is
+what webdataset reads.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from webdataset.tariterators import tar_file_iterator
-
+MOST_BYTES = 1 << 30
+"""Of a file; one that says it has more would fill the memory, as a compressed one easily can."""
 _BLOCK = 512
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 _PLAIN_FILE = (b"0", b"\0")
 
 
@@ -27,7 +30,7 @@ class Stream(Protocol):
 def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
     """Each regular file as `fname` and `data`, as webdataset's tar_file_iterator gives them.
 
-    Raises: tarfile.TarError where the tar is damaged, and what `stream` raises.
+    Raises: tarfile.TarError where the tar is damaged or a file too large, and what `stream` raises.
     """
     is_first = True
     while (header := stream.read(_BLOCK)) or is_first:
@@ -36,9 +39,10 @@ def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
             if is_first or _is_header(header):
                 # It takes any stream, whatever its annotation says.
                 rest: Any = _Again(header, stream)
-                yield from tar_file_iterator(rest)
+                yield from _by_tarfile(rest)
             return  # behind the last header that makes sense, as tarfile
         name, num_bytes = plain
+        _check_size(name, num_bytes)
         data = stream.read(num_bytes)
         if len(data) < num_bytes:
             raise tarfile.ReadError("unexpected end of data")
@@ -48,6 +52,22 @@ def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
         if not is_whole:
             raise tarfile.ReadError("unexpected end of data")
         is_first = False
+
+
+def _by_tarfile(stream: Any) -> Iterator[dict[str, Any]]:
+    with tarfile.open(fileobj=stream, mode="r|*") as opened:
+        for member in opened:
+            if member.isreg() and not _META.match(member.name):  # links lead elsewhere
+                _check_size(member.name, member.size)
+                file = opened.extractfile(member)
+                assert file is not None, "what a regular file has"
+                yield {"fname": member.name, "data": file.read()}
+            opened.members = []  # or it would keep all of them
+
+
+def _check_size(name: str, num_bytes: int) -> None:
+    if num_bytes > MOST_BYTES:
+        raise tarfile.ReadError(f"{name} has {num_bytes} bytes, of which {MOST_BYTES} are taken")
 
 
 def _is_header(block: bytes) -> bool:

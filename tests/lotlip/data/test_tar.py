@@ -6,6 +6,7 @@ import gzip
 import io
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import tar_file_iterator
 
-from lotlip.data.tar import tar_files
+from lotlip.data.tar import MOST_BYTES, tar_files
 
 Entry = tuple[str, bytes, dict[str, Any]]
 
@@ -98,3 +99,43 @@ def same_as_webdataset(damaged: bytes) -> None:
         assert str(caught.value.args[0]).partition(" @ ")[0] == theirs
     else:
         assert list(tar_files(io.BytesIO(damaged))) == theirs
+
+
+def hostile(info: tarfile.TarInfo, content: bytes = b"") -> bytes:
+    """A tar with one member that is not what it should be, and a good one behind it."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as tar:
+        tar.addfile(info, io.BytesIO(content))
+        good = tarfile.TarInfo("good.txt")
+        good.size = 4
+        tar.addfile(good, io.BytesIO(b"good"))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_passed_over(kind: bytes) -> None:
+    info = tarfile.TarInfo("sample.jpg")
+    info.type, info.linkname = kind, "/etc/passwd"
+    assert list(tar_files(io.BytesIO(hostile(info)))) == [{"fname": "good.txt", "data": b"good"}]
+
+
+def test_a_name_that_leads_out_is_a_name_and_nothing_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    info = tarfile.TarInfo("../../outside.jpg")
+    info.size = 3
+    found = list(tar_files(io.BytesIO(hostile(info, b"abc"))))
+    assert found[0] == {"fname": "../../outside.jpg", "data": b"abc"}
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_bomb_that_unpacks_to_gigabytes_is_refused_by_its_header() -> None:
+    info = tarfile.TarInfo("bomb.jpg")
+    info.size = MOST_BYTES + 1
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    for content in (header, gzip.compress(header + bytes(1 << 20))):
+        with pytest.raises(tarfile.ReadError, match=r"bomb\.jpg has 1073741825 bytes"):
+            list(tar_files(io.BytesIO(content)))
