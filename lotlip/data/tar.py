@@ -15,7 +15,7 @@ from typing import Any, Protocol
 MOST_BYTES = 1 << 30
 """Of a file; one that says it has more would fill the memory, as a compressed one easily can."""
 _BLOCK = 512
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
+_META = re.compile(r"__[^/]*__($|/)")
 _PLAIN_FILE = (b"0", b"\0")
 
 
@@ -57,12 +57,18 @@ def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
 def _by_tarfile(stream: Any) -> Iterator[dict[str, Any]]:
     with tarfile.open(fileobj=stream, mode="r|*") as opened:
         for member in opened:
-            if member.isreg() and not _META.match(member.name):  # links lead elsewhere
+            if member.isreg() and not _is_meta(member.name):  # links lead elsewhere
                 _check_size(member.name, member.size)
                 file = opened.extractfile(member)
                 assert file is not None, "what a regular file has"
                 yield {"fname": member.name, "data": file.read()}
             opened.members = []  # or it would keep all of them
+
+
+def _is_meta(name: str) -> bool:
+    """Whether webdataset has it for itself."""
+    is_own = "/" not in name and name.startswith("__") and name.endswith("__")
+    return is_own or _META.match(name) is not None
 
 
 def _check_size(name: str, num_bytes: int) -> None:
