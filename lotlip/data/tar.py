@@ -62,7 +62,8 @@ def _by_tarfile(stream: Any) -> Iterator[dict[str, Any]]:
                 file = opened.extractfile(member)
                 assert file is not None, "what a regular file has"
                 yield {"fname": member.name, "data": file.read()}
-            opened.members = []  # or it would keep all of them
+            # Or it would keep all of them.
+            opened.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_meta(name: str) -> bool:
