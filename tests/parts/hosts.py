@@ -78,7 +78,8 @@ class Host:
         _ip("-n", _SWITCH, "link", "set", self.name, "up")
 
     def _command(self, command: Sequence[str]) -> list[str]:
-        mounts = [("tmp", "/tmp"), ("shm", "/dev/shm"), ("hosts", "/etc/hosts")]
+        # /tmp last, since the others lie there.
+        mounts = [("shm", "/dev/shm"), ("hosts", "/etc/hosts"), ("tmp", "/tmp")]
         binds = " && ".join(f"mount --bind {self.folder / name} {at}" for name, at in mounts)
         script = f'mount --make-rprivate / && {binds} && hostname {self.name} && exec "$@"'
         own = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
