@@ -82,16 +82,19 @@ def _submit(arguments: argparse.Namespace) -> None:
     def told(finding: Finding) -> None:
         say(render([finding]))
 
-    id = submit(
-        arguments.verb,
-        arguments.config,
-        arguments.overrides,
-        address=arguments.address,
-        store=arguments.store,
-        environment=environment,
-        on_finding=told,
-        say=say,
-    )
+    try:
+        id = submit(
+            arguments.verb,
+            arguments.config,
+            arguments.overrides,
+            address=arguments.address,
+            store=arguments.store,
+            environment=environment,
+            on_finding=told,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: nothing was submitted") from None
     print(id)
     say(f"watch it: lotlip jobs logs -f {id}")
 
@@ -172,9 +175,12 @@ def _logs(arguments: argparse.Namespace) -> None:
         address=arguments.address,
         store=arguments.store,
     )
-    for line in lines:
-        if wanted.search(line):
-            print(line, flush=True)
+    try:
+        for line in lines:
+            if wanted.search(line):
+                print(line, flush=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: the job goes on") from None
 
 
 def _stop(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
@@ -50,7 +50,10 @@ class Kind:
 
 
 def examine(store: str) -> list[Finding]:
-    """Look at a machine of each kind, and at how they reach each other; never raises."""
+    """Look at a machine of each kind, and at how they reach each other.
+
+    Raises: ClusterError if Ray does not answer where this runs.
+    """
     with connected():
         kinds = _kinds(ray.nodes())
         findings = [_sizes(kinds)]
@@ -192,11 +195,14 @@ def _collective(kinds: Sequence[Kind]) -> Finding:
     with_gpus = [kind for kind in kinds if kind.gpus]
     backend = "NCCL" if with_gpus else "gloo"
     nodes = _two_nodes({kind.name for kind in with_gpus or kinds})
-    if len(nodes) < 2 and not with_gpus:
-        return Finding("gloo", "ok", "one machine: nothing to send between machines")
+    if len(nodes) < 2:
+        return Finding(backend, "ok", "one machine: nothing to send between machines")
     try:
         speed = _reduced(nodes, on_gpu=bool(with_gpus))
-    except (RayError, TimeoutError) as error:
+    except GetTimeoutError:
+        found = f"no all-reduce within {_MEETING_S:.0f} s"
+        return Finding(backend, "warning", found, "are all GPUs busy? Ask again when some are free")
+    except RayError as error:
         reason = " ".join(str(error).split())[-200:]
         advice = "open all ports between the machines; set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
         return Finding(backend, "error", f"no all-reduce between two machines: {reason}", advice)

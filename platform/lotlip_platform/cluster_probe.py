@@ -20,7 +20,7 @@ from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
 from lotlip_platform.cluster import ClusterConfig, connected
 from lotlip_platform.finding import Finding, masked
-from lotlip_platform.scaling import check_resources
+from lotlip_platform.scaling import check_resources, what_lacks
 from lotlip_platform.storage import open_store
 
 MARK = "LOTLIP-FINDINGS "
@@ -76,6 +76,10 @@ def _resources(asked: Sequence[Mapping[str, Any]]) -> Finding:
     with connected():
         for config in configs:
             check_resources(config)
+        lacks = [lack for config in configs if (lack := what_lacks(config))]
+    if lacks:
+        advice = "its autoscaler must start more; if it may not, the job waits"
+        return Finding("resources", "warning", lacks[0], advice)
     workers = ", ".join(f"{config.num_workers} workers" for config in configs)
     return Finding("resources", "ok", f"{workers}: the cluster can hold them")
 

@@ -65,7 +65,12 @@ def with_values(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str,
 
 def dump_config(config: Any) -> str:
     """The resolved config as YAML; loading it again gives an equal config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return dump_values(to_dict(config))
+
+
+def dump_values(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

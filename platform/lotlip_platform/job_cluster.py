@@ -21,7 +21,7 @@ from lotlip_platform.local_services import ray_token_path, services
 from lotlip_platform.tracking_address import innermost, one_line
 
 VARIABLE = "RAY_API_SERVER_ADDRESS"
-CONNECT_S, ANSWER_S = 5.0, 60.0
+CONNECT_S, SEND_S, ANSWER_S = 5.0, 300.0, 60.0
 _LOOK_S = 0.3
 
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
@@ -71,7 +71,7 @@ class JobCluster:
             try:
                 return self._client.get_job_info(id)
             except RuntimeError as error:
-                if "404" in str(error):
+                if "status code 404" in str(error):
                     return None
                 raise
 
@@ -127,7 +127,10 @@ class JobCluster:
                     f"what answers at {self.address} is no Ray dashboard: correct --address or "
                     f"{VARIABLE}"
                 ) from error
-            raise ClusterError(f"cannot {verb} Ray at {self.address}: {one_line(error)}") from error
+            # Ray may answer with a traceback, whose last line tells.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = (lines or [repr(error)])[-1][:300]
+            raise ClusterError(f"cannot {verb} Ray at {self.address}: {reason}") from error
 
 
 class _Client(JobSubmissionClient):
@@ -150,7 +153,9 @@ class _Client(JobSubmissionClient):
         return self._server_ray_version or "unknown"
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, timeout=(CONNECT_S, ANSWER_S), **options)
+        # The first of the two is also how long sending the package may take.
+        connect_s = SEND_S if method == "PUT" else CONNECT_S
+        return super()._do_request(method, endpoint, timeout=(connect_s, ANSWER_S), **options)
 
 
 def _checked(address: str) -> str:
@@ -173,19 +178,27 @@ def _token(address: str) -> str:
 
     That of the local cluster goes to no other.
     """
-    local = services().get("ray")
-    paths = [os.environ.get("RAY_AUTH_TOKEN_PATH", "")]
-    if local and local.url == address:
-        paths = [str(ray_token_path())]
-    elif paths[0] == str(ray_token_path()):
-        paths = []
+    own, given = str(ray_token_path()), os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if _is_local(address):
+        paths = [own]
     elif token := os.environ.get("RAY_AUTH_TOKEN"):
         return f"Bearer {token}"
-    elif os.environ.get("RAY_AUTH_MODE") == "token":
-        paths.append("~/.ray/auth_token")
+    else:
+        paths = [given] if given != own else []
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            paths.append("~/.ray/auth_token")
     files = [Path(path).expanduser() for path in paths if path]
     try:
         found = next((file.read_text().strip() for file in files if file.is_file()), "")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the token of Ray: {one_line(error)}") from error
     return f"Bearer {found}" if found else ""
+
+
+def _is_local(address: str) -> bool:
+    """Whether it is the cluster that `lotlip up` has started."""
+    local = services().get("ray")
+    if local is None:
+        return False
+    ours, theirs = urlsplit(local.url), urlsplit(address)
+    return theirs.port == ours.port and theirs.hostname in (ours.hostname, "localhost")

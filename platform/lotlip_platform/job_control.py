@@ -6,6 +6,7 @@ so that it can be told of, and gone on with, when the cluster is no more.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def resume(id: str, *, address: str = "", store: str = "") -> int:
     Its verb goes on from what it saved. Raises: ConfigError if it runs, or is done.
     """
     folder = JobFolder(jobs_store(store), id)
-    job, last = folder.read_job(), status(id, address=address, store=store)
+    job, last = folder.read_job(), status(id, store=store)  # asked where it was submitted
     if last.state == "succeeded":
         raise ConfigError(f"job {id} has succeeded: there is nothing to go on with")
     if last.state in ("running", "pending"):
@@ -84,7 +85,7 @@ def status(id: str, *, address: str = "", store: str = "") -> Status:
     except LotlipError as error:
         known, note = None, str(error)
     seen = folder.read_seen(attempt.number)  # after the cluster was asked: it says the last word
-    if seen is not None and (seen.state != "running" or (note and _is_fresh(seen))):
+    if seen is not None and (seen.state != "running" or (known is None and _is_fresh(seen))):
         state = seen.state
     elif known is not None:
         state = _STATES[known.status]
@@ -95,7 +96,11 @@ def status(id: str, *, address: str = "", store: str = "") -> Status:
 def listed(*, store: str = "", most: int = 20) -> list[Status]:
     """How the newest jobs stand, the newest first, by what the store has: no cluster is asked."""
     jobs = jobs_store(store)
-    return [_as_kept(JobFolder(jobs, id)) for id in reversed(job_ids(jobs)[-most:])]
+    found = []
+    for id in reversed(job_ids(jobs)[-most:]):
+        with contextlib.suppress(LotlipError):  # taken back meanwhile, or damaged
+            found.append(_as_kept(JobFolder(jobs, id)))
+    return found
 
 
 def _as_kept(folder: JobFolder) -> Status:
@@ -181,6 +186,10 @@ def _is_fresh(seen: Seen) -> bool:
 
 
 def attempt(folder: JobFolder, job: Job, cluster: JobCluster, package: bytes, number: int) -> None:
+    """Submit a job, once more if `number` is above 1.
+
+    Raises: ClusterError, DataError; ConfigError if somebody else has just done so.
+    """
     id = job.id if number == 1 else f"{job.id}.{number}"
     arguments = [folder.jobs_uri, job.id, str(number)]
     environment = {
@@ -192,11 +201,21 @@ def attempt(folder: JobFolder, job: Job, cluster: JobCluster, package: bytes, nu
     folder.write_attempt(
         Attempt(number=number, address=cluster.address, submission_id=id, time_s=time.time())
     )
-    cluster.submit(
-        # exec, or a shell would stand between Ray's signals and the runner.
-        f"exec python -m lotlip_platform.job_runner {shlex.join(arguments)}",
-        package=package,
-        environment=environment,
-        id=id,
-        metadata={"submitted_by": job.by, "output": job.output},
-    )
+    folder.write_job(job)
+    try:
+        cluster.submit(
+            # exec, or a shell would stand between Ray's signals and the runner.
+            f"exec python -m lotlip_platform.job_runner {shlex.join(arguments)}",
+            package=package,
+            environment=environment,
+            id=id,
+            metadata={"submitted_by": job.by, "output": job.output},
+        )
+    except BaseException as error:
+        if "already exists" in str(error):
+            raise ConfigError(f"job {job.id} was just resumed by somebody else") from error
+        with contextlib.suppress(LotlipError):  # it may have arrived, though no answer came back
+            cluster.stop(id)
+        with contextlib.suppress(LotlipError):
+            folder.delete_attempt(number)
+        raise

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, ConfigError
@@ -27,6 +27,7 @@ DRIVER = "driver"
 """Whose log is that of the verb itself; its workers' are rank-0000 and so on."""
 _STAMP = len("20260101-000000-abcd")  # that an id ends with
 
+T = TypeVar("T", "Job", "Attempt", "Seen")
 State = Literal["running", "succeeded", "failed", "stopped"]
 
 
@@ -100,12 +101,15 @@ class JobFolder:
     def exists(self) -> bool:
         return self._jobs.exists(self._name)
 
-    def write_job(self, job: Job, package: bytes, changes: bytes) -> None:
+    def write_code(self, job: Job, package: bytes, changes: bytes) -> None:
         name = f"packages/{job.package}.zip"
         if not self._jobs.exists(name):
             self._jobs.write(name, package)
         if changes:
             self.store.write("changes.patch", changes)
+
+    def write_job(self, job: Job) -> None:
+        """Behind its first attempt: a job that is listed has one."""
         self._jobs.write(self._name, json.dumps(asdict(job), indent=1).encode())
 
     def read_job(self) -> Job:
@@ -115,7 +119,7 @@ class JobFolder:
                 f"there is no job {self.id} in {self._jobs.uri}: see lotlip jobs list, and give "
                 f"--store or {VARIABLE} if it is kept elsewhere"
             )
-        return Job(**_read(self._jobs, self._name))
+        return _read(Job, self._jobs, self._name)
 
     def read_package(self, job: Job) -> bytes:
         return self._jobs.read(f"packages/{job.package}.zip")
@@ -125,7 +129,7 @@ class JobFolder:
 
     def attempts(self) -> list[Attempt]:
         """The newest last; at least one of a job that was submitted."""
-        return [Attempt(**_read(self.store, name)) for name in self.store.list("attempts/")]
+        return [_read(Attempt, self.store, name) for name in self.store.list("attempts/")]
 
     def write_seen(self, number: int, seen: Seen) -> None:
         self._write(f"states/{number:04d}.json", asdict(seen))
@@ -133,13 +137,14 @@ class JobFolder:
     def read_seen(self, number: int) -> Seen | None:
         """None if the runner has not begun."""
         name = f"states/{number:04d}.json"
-        return Seen(**_read(self.store, name)) if self.store.exists(name) else None
+        return _read(Seen, self.store, name) if self.store.exists(name) else None
 
-    def delete(self) -> None:
-        """Of a job that could not be submitted; its package stays for the next."""
-        self._jobs.delete(self._name)
-        for name in self.store.list():
-            self.store.delete(name)
+    def delete_attempt(self, number: int) -> None:
+        """One that could not be submitted; with the first the job goes, its package stays."""
+        if number == 1:
+            self._jobs.delete(self._name)
+            self.store.delete("changes.patch")
+        self.store.delete(f"attempts/{number:04d}.json")
 
     def logs(self, number: int) -> Store:
         return self.store.at(f"logs/{number:04d}")
@@ -148,8 +153,10 @@ class JobFolder:
         self.store.write(name, json.dumps(content, indent=1).encode())
 
 
-def _read(store: Store, name: str) -> dict[str, Any]:
+def _read(cls: type[T], store: Store, name: str) -> T:
+    """What an object holds, without fields that a later version has added."""
     try:
-        return json.loads(store.read(name))
-    except ValueError as error:
+        values = json.loads(store.read(name))
+        return cls(**{key: values[key] for key in values if key in cls.__dataclass_fields__})
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{store.uri}/{name} is damaged: {error}") from error

@@ -24,6 +24,8 @@ from lotlip_platform.redaction import redacted
 
 BEAT_S = 15.0
 _DRAIN_S = 5.0
+_LAST_WORD_S = 120.0
+"""How long the store is asked to take how the job ended: without it, it is lost."""
 _STOPPED = (130, -signal.SIGTERM)
 """How a verb ends that was told to stop: in order, or before it could heed that."""
 
@@ -69,8 +71,9 @@ def _tee(process: subprocess.Popen[bytes], log: LogWriter, beats: _Beats) -> Non
         line = redacted(raw.decode(errors="replace"))
         log.write(line.encode())
         beats.last_line = line.strip() or beats.last_line
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # its disk is full: the verb is not to wait for that
+            sys.stdout.buffer.write(line.encode())
+            sys.stdout.buffer.flush()
 
 
 class _Beats:
@@ -89,13 +92,17 @@ class _Beats:
         self._ended.set()
         self._thread.join()
         state: State = "succeeded" if exit_code == 0 else "failed"
-        self._tell("stopped" if exit_code in _STOPPED else state, exit_code)
+        last_word: State = "stopped" if exit_code in _STOPPED else state
+        deadline = time.monotonic() + _LAST_WORD_S
+        while not self._tell(last_word, exit_code) and time.monotonic() < deadline:
+            time.sleep(_DRAIN_S)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
             self._tell("running", None)
 
-    def _tell(self, state: State, exit_code: int | None) -> None:
+    def _tell(self, state: State, exit_code: int | None) -> bool:
+        """Whether the store has taken it: the job goes on while that is away."""
         seen = Seen(
             state=state,
             host=socket.gethostname(),
@@ -104,8 +111,11 @@ class _Beats:
             exit_code=exit_code,
             last_line=self.last_line,
         )
-        with contextlib.suppress(LotlipError):  # the job goes on while the store is away
+        try:
             self._folder.write_seen(self._number, seen)
+        except LotlipError:
+            return False
+        return True
 
 
 def main() -> int:

@@ -5,18 +5,17 @@ The resolved config is the job's only argument, so what it does no longer depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from lotlip.errors import ConfigError
 from lotlip_platform.cluster import ClusterConfig
-from lotlip_platform.config import dump_config, find_config, load_config, shipped_configs
+from lotlip_platform.config import dump_config, dump_values, load_config, load_values
 from lotlip_platform.sweep_config import SweepConfig, trials
 from lotlip_platform.train_config import TrainConfig
 
-CONFIG = "config.yaml"
-VERBS = ("train", "sweep", "precompute")
+CONFIG = "lotlip-job.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ def job_spec(verb: str, config: str, overrides: Sequence[str]) -> JobSpec:
 def _train(verb: str, config: TrainConfig) -> JobSpec:
     if verb == "precompute" and not config.data.features:
         raise ConfigError("data.features is empty: precompute fills it")
+    _check_places({"data.features": config.data.features or "s3://"})
     output = config.data.features if verb == "precompute" else _folder(config.store, config.name)
     stores = ("" if verb == "precompute" else config.store, config.data.features)
     data_sets, made = _data_sets([config])
@@ -89,23 +89,27 @@ def _data_sets(configs: Sequence[TrainConfig]) -> tuple[tuple[str, ...], tuple[s
 
 
 def _base(train: str) -> dict[str, str]:
-    """The config that a sweep varies, if it isn't a shipped one, which travels with the code."""
-    if train.removesuffix(".yaml") in shipped_configs() and not Path(train).is_file():
-        return {}
+    """The config that a sweep varies, resolved, under the name that the sweep gives it."""
     path = PurePosixPath(train)
-    if path.is_absolute() or ".." in path.parts or train.startswith("~"):
+    if path.is_absolute() or ".." in path.parts or train.startswith("~") or train == CONFIG:
         raise ConfigError(
             f"train={train} does not lie below this folder: give a path that a job can take along"
         )
-    return {path.as_posix(): find_config(train).read_text()}
+    return {path.as_posix(): dump_values(load_values(train))}
 
 
 def _folder(store: str, name: str) -> str:
-    if not store:
-        raise ConfigError(
-            "store is empty, which is a folder of one machine: give store=s3://BUCKET/PREFIX"
-        )
+    _check_places({"store": store})
     return f"{store.rstrip('/')}/{name}"
+
+
+def _check_places(places: Mapping[str, str]) -> None:
+    """Raises: ConfigError for what is another place on each machine."""
+    for key, place in places.items():
+        if not place.startswith(("s3://", "/")):
+            raise ConfigError(
+                f"{key}={place} is a folder of one machine: give {key}=s3://BUCKET/PREFIX"
+            )
 
 
 def _some(*uris: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from lotlip_platform.job_folder import Job, JobFolder, jobs_store
 from lotlip_platform.job_package import make_package
 from lotlip_platform.job_preflight import Told, check
 from lotlip_platform.job_spec import job_spec
-from lotlip_platform.redaction import is_secret
+from lotlip_platform.redaction import is_secret, secret_in
 
 _OWN = {JOB, LOGS, CODE, STOP_VARIABLE, *WORKER_ENVIRONMENT}
 
@@ -73,18 +73,14 @@ def submit(
         by=f"{getpass.getuser()}@{socket.gethostname()}",
     )
     folder = JobFolder(jobs, job.id)
-    folder.write_job(job, package.content, package.changes)
-    try:
-        attempt(folder, job, cluster, package.content, 1)
-    except BaseException:
-        folder.delete()
-        raise
+    folder.write_code(job, package.content, package.changes)
+    attempt(folder, job, cluster, package.content, 1)
     return job.id
 
 
 def _check_environment(variables: Mapping[str, str]) -> None:
-    for name in variables:
-        if is_secret(name):
+    for name, value in variables.items():
+        if is_secret(name) or secret_in(value):
             raise ConfigError(
                 f"--env {name} looks like a secret, and Ray shows a job's environment: give it to "
                 "the cluster's machines instead, as infra/README.md says"

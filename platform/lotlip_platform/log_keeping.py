@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,8 @@ from lotlip_platform.redaction import redacted
 from lotlip_platform.storage import open_store
 
 _DRAIN_S = 2.0
+_FLUSH_S = 10.0
+"""There may be hundreds of workers, and each flush is a request to the store."""
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def log_kept(source: str) -> Iterator[None]:
         yield
         return
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells of each client
-    writer = LogWriter(open_store(uri), source)
+    writer = LogWriter(open_store(uri), source, _FLUSH_S)
     reading, writing = os.pipe()
     before = {number: os.dup(number) for number in (1, 2)}
     for number in before:
@@ -50,8 +53,9 @@ def log_kept(source: str) -> Iterator[None]:
 
 
 def _tee(reading: int, onward: int, writer: LogWriter) -> None:
-    with os.fdopen(reading, errors="replace") as lines:
+    with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             content = redacted(line).encode()
             writer.write(content)
-            os.write(onward, content)
+            with contextlib.suppress(OSError):  # its disk is full: training is not to wait for that
+                os.write(onward, content)

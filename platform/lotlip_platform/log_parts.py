@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from lotlip.data.store import Store
 from lotlip.errors import LotlipError
 
-PART_BYTES = 256 * 1024
+PART_BYTES = 32 * 1024
 FLUSH_S = 2.0
-_MOST_PARTS_WAITING = 64
+"""Of a log that somebody follows."""
+_MOST_PARTS_WAITING = 256
 """That a store which is away may leave in memory; then the oldest is dropped, and told so."""
 
 
 class LogWriter:
     """Writes one source's log; what the store doesn't take now, it gets later."""
 
-    def __init__(self, store: Store, source: str) -> None:
-        self._store = store
+    def __init__(self, store: Store, source: str, flush_s: float = FLUSH_S) -> None:
+        self._store, self._flush_s = store, flush_s
         self._stem = f"{source}/{time.time_ns():020d}-{os.getpid()}"
         self._parts: dict[int, bytearray] = {0: bytearray()}
         """The last one, and those before it that are not wholly written."""
@@ -54,7 +55,7 @@ class LogWriter:
         self._flush()
 
     def _keep_flushing(self) -> None:
-        while not self._ended.wait(FLUSH_S):
+        while not self._ended.wait(self._flush_s):
             self._flush()
 
     def _flush(self) -> None:

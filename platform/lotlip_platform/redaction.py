@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 
-_NAMES = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|API_KEY|CREDENTIAL", re.IGNORECASE)
+_NAMES = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN(?![A-Z])|API_KEY|CREDENTIAL", re.IGNORECASE)
 _NO_SECRETS = re.compile(r"_(PATH|FILE|MODE)$", re.IGNORECASE)
-_USER_IN_URL = re.compile(r"://[^/\s@]+@")
+_USER_IN_URL = re.compile(r"://([^/\s@]+|[^/\s@:]+:[^\s@]+)@")  # a password may hold a slash
 _SHORTEST = 8  # shorter ones, as of local services, are words that texts may hold
 
 

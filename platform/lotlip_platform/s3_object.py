@@ -18,7 +18,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from lotlip_platform.s3_errors import TRANSIENT_CODES, Place, code_of, explained, meaning, status_of
-from lotlip_platform.s3_reader import Interrupted, ObjectVersion
+from lotlip_platform.s3_reader import ChangedError, Interrupted, ObjectVersion
 
 NETWORK_FAULTS = (
     ConnectionError,
@@ -76,7 +76,9 @@ class S3Object:
             if status_of(error) == 404 and self._bucket_is_missing():
                 missing = ClientError({"Error": {"Code": "NoSuchBucket"}}, "HeadBucket")
                 raise explained(missing, self.place, "read") from error
-            raise explained(error, self.place, "read") from error
+            told = explained(error, self.place, "read")
+            is_changed = status_of(error) in (412, 416)
+            raise (ChangedError(str(told)) if is_changed else told) from error
         except BotoCoreError as error:
             raise explained(error, self.place, "read") from error
 

@@ -32,6 +32,10 @@ class Interrupted(Exception):
     """A fault that another attempt may mend; its text is one line."""
 
 
+class ChangedError(DataError):
+    """The object is another one than that which was looked up."""
+
+
 @dataclass(frozen=True)
 class ObjectVersion:
     """What identifies the bytes of an object."""
@@ -125,7 +129,13 @@ class ResumingReader(io.RawIOBase):
         if self._body is None:
             if self._fruitless and not self._has_begun and not self._is_told:
                 self._version = self._source.stat()  # what it told before may have been wrong
-            self._body = self._source.open_at(self._position, self._version)
+            try:
+                self._body = self._source.open_at(self._position, self._version)
+            except ChangedError as error:
+                if self._is_told or self._has_begun:
+                    raise
+                # Rewritten since it was looked up: any version will do.
+                raise Interrupted(str(error)) from error
         chunk = self._body.read(wanted)
         if not chunk:
             raise Interrupted("the response ended early")

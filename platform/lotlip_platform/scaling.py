@@ -1,13 +1,13 @@
-"""How many workers fit: now, and when the cluster has grown as far as it may."""
+"""How many workers fit: now, and in a cluster that is idle."""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 from ray._private.state import available_resources_per_node
-from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
 from lotlip.data.order import streams_of
@@ -29,38 +29,36 @@ def worker_counts(config: ClusterConfig, num_streams: int) -> list[int]:
 
 
 def check_resources(config: ClusterConfig) -> None:
-    """Raises: ClusterError if the cluster, even idle and grown as far as it may, can't hold the
-    workers."""
+    """Raises: ClusterError if the cluster, even idle, can't hold the workers, and does not grow."""
+    lack = what_lacks(config)
+    if lack and not may_grow():
+        raise ClusterError(f"{lack}: lower it, cluster.cpus_per_worker or cluster.gpus_per_worker")
+
+
+def what_lacks(config: ClusterConfig) -> str:
+    """Why the machines that there are can't hold the workers; empty if they can."""
     fewest, _ = config.fewest_and_most
-    holds = capacity(config)
+    holds = sum(_fit_into(node["Resources"], config) for node in ray.nodes() if node["Alive"])
     if holds >= fewest:
-        return
+        return ""
     has = ray.cluster_resources()
     worker = f"{config.cpus_per_worker:g} CPUs"
     if config.gpus_per_worker:
         worker += f" and {config.gpus_per_worker:g} GPUs"
-    raise ClusterError(
+    return (
         f"cluster.num_workers={config.num_workers} with {worker} each, on one machine, is more "
-        f"than the cluster can hold, which is {holds:g}; it has {has.get('CPU', 0):g} CPUs and "
-        f"{has.get('GPU', 0):g} GPUs: lower it, cluster.cpus_per_worker or cluster.gpus_per_worker"
+        f"than the cluster can hold, which is {holds}; it has {has.get('CPU', 0):g} CPUs and "
+        f"{has.get('GPU', 0):g} GPUs"
     )
 
 
-def capacity(config: ClusterConfig) -> float:
-    """For how many workers there are machines, or may be: an autoscaler may start more."""
-    now = sum(_fit_into(node["Resources"], config) for node in ray.nodes() if node["Alive"])
-    try:
-        groups = ray_state.get_cluster_config()
-    except RayError:
-        groups = None  # a client connection, ray://, can't ask
-    if groups is None:
-        return now
-    grown = 0.0
-    for group in groups.node_group_configs:
-        most = math.inf if group.max_count < 0 else group.max_count
-        fits = _fit_into(group.resources, config)
-        grown += most * fits if fits else 0
-    return max(now, grown)
+def may_grow() -> bool:
+    """Whether an autoscaler runs; asked on the head, where drivers of jobs are.
+
+    How far it may go Ray does not tell. KubeRay sets the variable, `ray up` leaves the file.
+    """
+    by_kuberay = os.environ.get("RAY_enable_autoscaler_v2", "") in ("1", "true")  # noqa: SIM112
+    return by_kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
 
 
 def room(config: ClusterConfig) -> int:

@@ -6,19 +6,13 @@ from typing import Any
 
 import pytest
 import ray
-from ray._raylet import (
-    GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,
-    GCS_AUTOSCALER_STATE_NAMESPACE,
-)
-from ray.core.generated import autoscaler_pb2
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from lotlip.configuration import to_dict
 from lotlip.errors import ClusterError
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.cluster_probe import probe
 from lotlip_platform.finding import Finding
-from lotlip_platform.scaling import capacity, check_resources
+from lotlip_platform.scaling import check_resources
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,23 +69,18 @@ def test_resources_are_judged_machine_by_machine() -> None:
         check_resources(ClusterConfig(gpus_per_worker=1))
 
 
-def test_machines_that_an_autoscaler_may_start_count() -> None:
-    groups = autoscaler_pb2.ClusterConfig()
-    for cpus, gpus, most in ((8, 0, 10), (16, 8, 4)):
-        group = groups.node_group_configs.add(max_count=most)
-        group.resources.update({"CPU": cpus, "GPU": gpus})
-    place = {
-        "key": GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
-        "namespace": GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
-    }
-    _internal_kv_put(value=groups.SerializeToString(), overwrite=True, **place)
-    try:
-        check_resources(ClusterConfig(num_workers=32, cpus_per_worker=2, gpus_per_worker=1))
-        assert capacity(ClusterConfig(cpus_per_worker=16)) == 4
-        with pytest.raises(ClusterError, match="which is 32"):
-            check_resources(ClusterConfig(num_workers=33, gpus_per_worker=1))
-        groups.node_group_configs[1].max_count = -1  # without end
-        _internal_kv_put(value=groups.SerializeToString(), overwrite=True, **place)
-        check_resources(ClusterConfig(num_workers=10_000, gpus_per_worker=8))
-    finally:
-        _internal_kv_del(**place)
+def test_where_an_autoscaler_runs_more_than_there_is_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = ClusterConfig(num_workers=4)
+    monkeypatch.setenv("RAY_enable_autoscaler_v2", "1")
+    check_resources(asked)
+    found = one("resources", clusters=[to_dict(asked)])
+    assert found.state == "warning"
+    assert "which is 3" in found.found
+    monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ClusterError, match="which is 3"):
+        check_resources(asked)
+    (tmp_path / "ray_bootstrap_config.yaml").touch()
+    check_resources(asked)

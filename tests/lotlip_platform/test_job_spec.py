@@ -40,7 +40,8 @@ def test_precompute_fills_the_folder_of_features() -> None:
 def test_a_sweep_carries_the_config_that_it_varies_if_it_is_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(job_spec("sweep", "sweep/scenes", []).files) == [CONFIG]
+    shipped = job_spec("sweep", "sweep/scenes", [])
+    assert list(shipped.files) == [CONFIG, "train/scenes"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(job_spec("train", "train/scenes", []).files[CONFIG])
     spec = job_spec("sweep", "sweep/scenes", ["train=own.yaml"])
@@ -48,6 +49,13 @@ def test_a_sweep_carries_the_config_that_it_varies_if_it_is_the_users_own(
     (tmp_path / CONFIG).write_text(spec.files[CONFIG])
     again = load_config(SweepConfig, CONFIG)
     assert again == load_config(SweepConfig, "sweep/scenes", ["train=own.yaml"])
+    monkeypatch.setenv("WHERE", "s3://b/resolved")
+    with (tmp_path / "own.yaml").open("a") as file:
+        file.write("  # its last group\n")
+    text = (tmp_path / "own.yaml").read_text().replace("s3://lotlip/runs", "${oc.env:WHERE}")
+    (tmp_path / "own.yaml").write_text(text)
+    carried = job_spec("sweep", "sweep/scenes", ["train=own.yaml"]).files["own.yaml"]
+    assert "s3://b/resolved" in carried  # what this machine's variables say, and not the cluster's
     with pytest.raises(ConfigError, match="does not lie below this folder"):
         job_spec("sweep", "sweep/scenes", [f"train={tmp_path}/own.yaml"])
 
@@ -58,8 +66,12 @@ def test_a_sweep_asks_for_what_its_trials_ask_for() -> None:
 
 
 def test_a_store_on_one_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="store is empty"):
-        job_spec("train", "train/scenes", ["store="])
+    for place in ("", "runs", "./runs", "~/runs"):
+        with pytest.raises(ConfigError, match="is a folder of one machine: give store=s3://"):
+            job_spec("train", "train/scenes", [f"store={place}"])
+    with pytest.raises(ConfigError, match=r"data\.features=features is a folder of one machine"):
+        job_spec("precompute", "train/scenes", ["data.features=features"])
+    assert job_spec("train", "train/scenes", ["store=/shared/runs"]).output == "/shared/runs/scenes"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +83,11 @@ def test_secrets_are_not_given_to_a_job_whose_environment_ray_shows(name: str) -
 
 
 def test_variables_of_lotlip_itself_are_refused() -> None:
-    _check_environment({"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
+    _check_environment(
+        {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "TOKENIZERS_PARALLELISM": "false"}
+    )
+    with pytest.raises(ConfigError, match="looks like a secret"):
+        _check_environment({"MLFLOW_TRACKING_URI": "https://me:pw@mlflow"})
     for name in ("LOTLIP_JOB", "OMP_WAIT_POLICY"):
         with pytest.raises(ConfigError, match="is set by lotlip itself"):
             _check_environment({name: "x"})

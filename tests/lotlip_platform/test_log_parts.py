@@ -8,10 +8,7 @@ from lotlip.errors import DataError
 from lotlip_platform import log_parts
 from lotlip_platform.log_parts import LogReader, LogWriter, sources
 
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_parts, "FLUSH_S", 0.05)
+QUICKLY_S = 0.05
 
 
 def all_lines(store: FolderStore, source: str = "driver") -> list[str]:
@@ -22,7 +19,7 @@ def test_what_is_written_is_read_line_by_line_and_the_last_one_without_an_end(
     tmp_path: Path,
 ) -> None:
     store = FolderStore(tmp_path)
-    log = LogWriter(store, "driver")
+    log = LogWriter(store, "driver", QUICKLY_S)
     log.write(b"one\ntw")
     log.write("o\nüber\nlast".encode())
     log.close()
@@ -31,7 +28,7 @@ def test_what_is_written_is_read_line_by_line_and_the_last_one_without_an_end(
 
 def test_a_reader_goes_on_where_it_stood_while_the_log_grows(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    log, reader = LogWriter(store, "driver"), LogReader(store, "driver")
+    log, reader = LogWriter(store, "driver", QUICKLY_S), LogReader(store, "driver")
     assert list(reader.lines()) == []
     assert reader.is_empty
     log.write(b"first\nhalf")
@@ -59,7 +56,7 @@ def test_a_long_log_is_in_parts_of_which_only_the_last_is_written_again(
             super().write(name, data)
 
     store = Counting(tmp_path)
-    log = LogWriter(store, "driver")
+    log = LogWriter(store, "driver", QUICKLY_S)
     lines = [f"line {number} {'x' * 50}" for number in range(200)]
     for line in lines:
         log.write(f"{line}\n".encode())
@@ -83,7 +80,7 @@ def test_what_a_store_that_is_away_does_not_take_it_gets_later(tmp_path: Path) -
             super().write(name, data)
 
     store = Away(tmp_path)
-    log = LogWriter(store, "driver")
+    log = LogWriter(store, "driver", QUICKLY_S)
     log.write(b"during\n")
     time.sleep(0.2)
     assert store.list() == []
@@ -98,9 +95,8 @@ def test_a_store_that_stays_away_does_not_fill_the_memory(
 ) -> None:
     monkeypatch.setattr(log_parts, "PART_BYTES", 10)
     monkeypatch.setattr(log_parts, "_MOST_PARTS_WAITING", 3)
-    monkeypatch.setattr(log_parts, "FLUSH_S", 60)
     store = FolderStore(tmp_path)
-    log = LogWriter(store, "driver")
+    log = LogWriter(store, "driver", flush_s=60)
     for number in range(10):
         log.write(f"0123456{number}\n".encode() * 2)
     log.close()
@@ -113,7 +109,7 @@ def test_a_store_that_stays_away_does_not_fill_the_memory(
 def test_each_process_has_parts_of_its_own_and_sources_are_apart(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     for text, source in (("a", "rank-0001"), ("b", "rank-0001"), ("c", "rank-0011")):
-        log = LogWriter(store, source)
+        log = LogWriter(store, source, QUICKLY_S)
         log.write(f"{text}\n".encode())
         log.close()
     assert all_lines(store, "rank-0001") == ["a", "b"]

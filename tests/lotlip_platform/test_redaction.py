@@ -18,6 +18,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_of_the_environment_and_users_in_urls_are_taken_out() -> None:
     assert redacted(f"key={SECRET} at http://me:pw@host/x") == "key=*** at http://***@host/x"
+    assert redacted("http://me:p/w@host") == "http://***@host"
     assert redacted("a short text, s3://bucket/a@b") == "a short text, s3://bucket/a@b"
 
 

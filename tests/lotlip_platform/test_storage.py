@@ -10,12 +10,15 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
 from lotlip_platform import s3_reader, storage
+from lotlip_platform.s3_object import S3Object
+from lotlip_platform.s3_reader import ObjectVersion
 from lotlip_platform.storage import S3Store, ensure_bucket, open_store
 
 DATA = random.Random(0).randbytes(700_000)
@@ -329,3 +332,20 @@ def test_many_threads_share_a_store(store: S3Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(shared.read, [str(number) for number in range(8)]))
     assert read == [DATA[number:] for number in range(8)]
+
+
+@pytest.mark.parametrize("content", [b"longer than it was", b"s"])
+def test_an_object_that_is_rewritten_while_it_is_looked_up_is_read_as_it_is_now(
+    store: S3Store, short_pauses: None, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    store.write("state", b"before")
+    open_at, times = S3Object.open_at, []
+
+    def rewritten(self: S3Object, position: int, version: ObjectVersion) -> Any:
+        if not times:
+            times.append(1)
+            store.write("state", content)
+        return open_at(self, position, version)
+
+    monkeypatch.setattr(S3Object, "open_at", rewritten)
+    assert open_store(store.uri).read("state") == content

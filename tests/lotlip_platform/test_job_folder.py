@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lotlip.data.store import FolderStore
+from lotlip.errors import ConfigError
+from lotlip_platform.job_control import listed
+from lotlip_platform.job_folder import Attempt, Job, JobFolder, Seen, job_ids
+
+JOB = Job(
+    id="train-x-20260101-000000-abcd",
+    verb="train",
+    files={"lotlip-job.yaml": "name: x\n"},
+    output="s3://b/x",
+    code_version="abc",
+    package="digest",
+    environment={},
+    by="me@here",
+)
+
+
+def write(folder: JobFolder, job: Job) -> None:
+    attempt = Attempt(number=1, address="http://h:1", submission_id=job.id, time_s=1.0)
+    folder.write_code(job, b"zip", b"patch")
+    folder.write_attempt(attempt)
+    folder.write_job(job)
+
+
+def test_what_is_kept_is_read_again_and_fields_of_later_versions_do_no_harm(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    folder = JobFolder(store, JOB.id)
+    with pytest.raises(ConfigError, match="there is no job train-x"):
+        folder.read_job()
+    write(folder, JOB)
+    assert folder.read_job() == JOB
+    assert folder.read_package(JOB) == b"zip"
+    seen = Seen(state="running", host="h", began_s=1.0, seen_s=2.0)
+    folder.write_seen(1, seen)
+    assert folder.read_seen(1) == seen
+    path = tmp_path / "jobs" / f"{JOB.id}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
+    assert folder.read_job() == JOB
+    assert job_ids(store) == [JOB.id]
+
+
+def test_a_damaged_job_does_not_hide_the_others_and_one_taken_back_is_gone(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    write(JobFolder(store, JOB.id), JOB)
+    (tmp_path / "jobs" / "train-y-20260101-000001-abcd.json").write_text("{")
+    (one,) = listed(store=str(tmp_path))
+    assert (one.job, one.state) == (JOB, "pending")
+    JobFolder(store, JOB.id).delete_attempt(1)
+    assert listed(store=str(tmp_path)) == []
+    assert [path.name for path in tmp_path.rglob("*.zip")] == ["digest.zip"]
