@@ -17,6 +17,7 @@ from pathlib import Path
 
 NETWORK = "10.77.0"
 _SWITCH = "lotlip-switch"
+ROOT = Path(__file__).parents[2]
 
 
 def reason_to_skip() -> str:
@@ -78,9 +79,12 @@ class Host:
         _ip("-n", _SWITCH, "link", "set", self.name, "up")
 
     def _command(self, command: Sequence[str]) -> list[str]:
-        # /tmp last, since the others lie there.
-        mounts = [("shm", "/dev/shm"), ("hosts", "/etc/hosts"), ("tmp", "/tmp")]
-        binds = " && ".join(f"mount --bind {self.folder / name} {at}" for name, at in mounts)
+        # /tmp last, since the others lie there, and perhaps what is installed.
+        mounts = [("shm", "/dev/shm"), ("hosts", "/etc/hosts")]
+        if ROOT.is_relative_to("/tmp"):
+            mounts.insert(0, (str(ROOT), f"{self.folder}{ROOT}"))
+        mounts.append(("tmp", "/tmp"))
+        binds = " && ".join(f"mount --rbind {self.folder / name} {at}" for name, at in mounts)
         script = f'mount --make-rprivate / && {binds} && hostname {self.name} && exec "$@"'
         own = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
         return [
@@ -129,6 +133,8 @@ def _add(name: str, address: str) -> None:
 def _make_disk(folder: Path, addresses: Mapping[str, str]) -> None:
     for name in ("tmp/home", "shm"):
         (folder / name).mkdir(parents=True)
+    if ROOT.is_relative_to("/tmp"):
+        Path(f"{folder}{ROOT}").mkdir(parents=True)
     (folder / "tmp").chmod(0o1777)
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
     (folder / "hosts").write_text("\n".join(lines) + "\n")
