@@ -554,6 +554,7 @@ def test_ray_serve_itself_runs_what_the_manifest_for_kubernetes_says(
         "AWS_SECRET_ACCESS_KEY": "lotlip",
         "MLFLOW_TRACKING_URI": mlflow_server,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ADDRESS": "local",  # not the one that ran here last, which may be gone
     }
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen(
