@@ -24,6 +24,8 @@ def reason_to_skip() -> str:
     """Why there can't be hosts here; empty if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
+    if ROOT.is_relative_to("/tmp"):
+        return "this checkout lies in /tmp, of which each host has its own"
     missing = [name for name in ("ip", "unshare", "mount") if shutil.which(name) is None]
     if missing:
         return f"{missing[0]} is not installed"
@@ -79,12 +81,9 @@ class Host:
         _ip("-n", _SWITCH, "link", "set", self.name, "up")
 
     def _command(self, command: Sequence[str]) -> list[str]:
-        # /tmp last, since the others lie there, and perhaps what is installed.
-        mounts = [("shm", "/dev/shm"), ("hosts", "/etc/hosts")]
-        if ROOT.is_relative_to("/tmp"):
-            mounts.insert(0, (str(ROOT), f"{self.folder}{ROOT}"))
-        mounts.append(("tmp", "/tmp"))
-        binds = " && ".join(f"mount --rbind {self.folder / name} {at}" for name, at in mounts)
+        # /tmp last, since the others lie there.
+        mounts = [("shm", "/dev/shm"), ("hosts", "/etc/hosts"), ("tmp", "/tmp")]
+        binds = " && ".join(f"mount --bind {self.folder / name} {at}" for name, at in mounts)
         script = f'mount --make-rprivate / && {binds} && hostname {self.name} && exec "$@"'
         own = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
         return [
@@ -133,8 +132,6 @@ def _add(name: str, address: str) -> None:
 def _make_disk(folder: Path, addresses: Mapping[str, str]) -> None:
     for name in ("tmp/home", "shm"):
         (folder / name).mkdir(parents=True)
-    if ROOT.is_relative_to("/tmp"):
-        Path(f"{folder}{ROOT}").mkdir(parents=True)
     (folder / "tmp").chmod(0o1777)
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
     (folder / "hosts").write_text("\n".join(lines) + "\n")
