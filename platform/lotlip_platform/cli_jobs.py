@@ -60,8 +60,8 @@ def _action(actions: Any, name: str, run: Any, help: str, *, id: bool = False) -
             "--address",
             default="",
             metavar="URL",
-            help="the cluster's dashboard, http://HOST:8265; default RAY_API_SERVER_ADDRESS, or "
-            "the local one",
+            help="the cluster's dashboard, http://HOST:8265; default "
+            + ("where it was submitted" if id else "RAY_API_SERVER_ADDRESS, or the local one"),
         )
     action.add_argument(
         "--store",

@@ -25,8 +25,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
 from lotlip_platform.cluster import connected, on_node
-from lotlip_platform.cluster_probe import answer, looked
-from lotlip_platform.finding import Finding
+from lotlip_platform.cluster_probe import answer
+from lotlip_platform.finding import Finding, looked
 from lotlip_platform.storage import open_store
 
 _NODE_S = 120.0

@@ -16,10 +16,9 @@ from typing import Any
 
 from lotlip.configuration import from_dict
 from lotlip.data.manifest import read_manifest
-from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
 from lotlip_platform.cluster import ClusterConfig, connected
-from lotlip_platform.finding import Finding, masked
+from lotlip_platform.finding import Finding, looked, masked
 from lotlip_platform.scaling import check_resources, what_lacks
 from lotlip_platform.storage import open_store
 
@@ -43,16 +42,6 @@ def probe(request: Mapping[str, Any]) -> list[Finding]:
     looks.append(("MLflow", lambda: _mlflow(request["tracking_uri"])))
     looks.append(("resources", lambda: _resources(request["clusters"])))
     return [looked(name, look) for name, look in looks]
-
-
-def looked(name: str, look: Callable[[], Finding]) -> Finding:
-    """What a look finds, or what kept it from that."""
-    try:
-        return look()
-    except LotlipError as error:
-        return Finding(name, "error", str(error))  # it says what to do
-    except (ImportError, OSError) as error:
-        return Finding(name, "error", str(error), "install the packages again")
 
 
 def _data_set(uri: str) -> Finding:

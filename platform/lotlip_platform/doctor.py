@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from lotlip.errors import LotlipError
 from lotlip_platform import doctor_machine, doctor_services
-from lotlip_platform.finding import Finding, masked, render
+from lotlip_platform.finding import Finding, looked, masked, render
 
 __all__ = ["Finding", "examine", "examine_cluster", "render"]
 
@@ -66,9 +65,4 @@ class _Look:
         return Finding(self.name, "error", found, "check the network, the address and its name")
 
     def _run(self) -> None:
-        try:
-            self._finding = self._look()
-        except LotlipError as error:
-            self._finding = Finding(self.name, "error", str(error))  # it says what to do
-        except (ImportError, OSError) as error:
-            self._finding = Finding(self.name, "error", str(error), "install the packages again")
+        self._finding = looked(self.name, self._look)

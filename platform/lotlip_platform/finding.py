@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lotlip.errors import LotlipError
 from lotlip_platform.redaction import redacted
 
 State = Literal["ok", "warning", "error"]
@@ -21,6 +22,16 @@ class Finding:
     found: str
     advice: str = ""
     """What to do; empty where all is well or where `found` says it."""
+
+
+def looked(name: str, look: Callable[[], Finding]) -> Finding:
+    """What a look finds, or what kept it from that."""
+    try:
+        return look()
+    except LotlipError as error:
+        return Finding(name, "error", str(error))  # it says what to do
+    except (ImportError, OSError) as error:
+        return Finding(name, "error", str(error), "install the packages again")
 
 
 def masked(finding: Finding) -> Finding:

@@ -24,8 +24,6 @@ VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONNECT_S, SEND_S, ANSWER_S = 5.0, 300.0, 60.0
 _LOOK_S = 0.3
 
-logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-
 
 class JobCluster:
     """Submits, watches and stops jobs. Every failure is a ClusterError of one line."""
@@ -138,6 +136,8 @@ class _Client(JobSubmissionClient):
     which heeds the environment more than its argument."""
 
     def __init__(self, address: str, headers: dict[str, str]) -> None:
+        # It tells of each package that it sends.
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = address
         try:

@@ -72,7 +72,7 @@ class Seen:
     """When it said so; times are seconds since 1970."""
     exit_code: int | None = None
     last_line: str = ""
-    """Of the log, once it has ended."""
+    """Of the log so far."""
 
 
 def jobs_store(uri: str = "") -> Store:

@@ -11,7 +11,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from lotlip.errors import ConfigError
 from lotlip_platform.cluster import WORKER_ENVIRONMENT
@@ -35,7 +34,6 @@ def submit(
     address: str = "",
     store: str = "",
     environment: Mapping[str, str] | None = None,
-    checkout: Path | None = None,
     on_finding: Told = lambda finding: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
@@ -46,7 +44,7 @@ def submit(
     spec = job_spec(verb, config, overrides)
     variables = dict(environment or {})
     _check_environment(variables)
-    package = make_package(checkout)
+    package = make_package()
     for line in package.told():
         say(line)
     package.check_size()
