@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -70,6 +71,10 @@ class Store(Protocol):
         ...
 
     def exists(self, name: str) -> bool: ...
+
+    def age_s(self, name: str) -> float:
+        """Seconds since an object was written, by the store's own clock. Raises: DataError."""
+        ...
 
     def delete(self, name: str) -> None:
         """Remove an object; a missing one is fine."""
@@ -147,6 +152,13 @@ class FolderStore:
         path = self._path(name)
         try:
             return path.is_file()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def age_s(self, name: str) -> float:
+        path = self._path(name)
+        try:
+            return time.time() - path.stat().st_mtime
         except OSError as error:
             raise _unreadable(path, error) from error
 

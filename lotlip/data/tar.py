@@ -10,12 +10,18 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 MOST_BYTES = 1 << 30
 """Of a file; one that says it has more would fill the memory, as a compressed one easily can."""
+_MOST_NAME_BYTES = 1 << 20
+"""Of a long name or of attributes, which tarfile reads whole before it tells of the file."""
 _BLOCK = 512
 _META = re.compile(r"__[^/]*__($|/)")
+_ABOUT_THE_NEXT = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _PLAIN_FILE = (b"0", b"\0")
 
 
@@ -55,7 +61,7 @@ def tar_files(stream: Stream) -> Iterator[dict[str, Any]]:
 
 
 def _by_tarfile(stream: Any) -> Iterator[dict[str, Any]]:
-    with tarfile.open(fileobj=stream, mode="r|*") as opened:
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as opened:
         for member in opened:
             if member.isreg() and not _is_meta(member.name):  # links lead elsewhere
                 _check_size(member.name, member.size)
@@ -64,6 +70,17 @@ def _by_tarfile(stream: Any) -> Iterator[dict[str, Any]]:
                 yield {"fname": member.name, "data": file.read()}
             # Or it would keep all of them.
             opened.members = []  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _ABOUT_THE_NEXT and found.size > _MOST_NAME_BYTES:
+            raise tarfile.ReadError(
+                f"a header has {found.size} bytes, of which {_MOST_NAME_BYTES} are taken"
+            )
+        return found
 
 
 def _is_meta(name: str) -> bool:

@@ -18,7 +18,7 @@ from lotlip_platform.job_environment import how_to_go_on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     # A batch system that stops a job sends SIGTERM: it ends like Ctrl-C, in order.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -39,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lotlip: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand before `key=value` as well, which argparse alone would not take."""
+    parser = _parser()
+    parsed, left = parser.parse_known_args(arguments)
+    if wrong := [text for text in left if text.startswith("-") or "=" not in text]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if left:
+        if not hasattr(parsed, "overrides"):
+            parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parsed.overrides = [*parsed.overrides, *left]
+    return parsed
 
 
 def _one_line(error: OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from lotlip.errors import ConfigError
 
 if TYPE_CHECKING:
     from lotlip_platform.finding import Finding
-    from lotlip_platform.job_control import Status
+    from lotlip_platform.job_status import Status
 
 _SUBMITTED = ("train", "sweep", "precompute")
 
@@ -111,7 +112,7 @@ def _environment(given: list[str]) -> dict[str, str]:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.job_control import listed
+    from lotlip_platform.job_status import listed
     from lotlip_platform.tables import aligned
 
     if arguments.last < 1:
@@ -128,7 +129,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.job_control import status
+    from lotlip_platform.job_status import status
 
     found = status(arguments.id, address=arguments.address, store=arguments.store)
     if arguments.json:
@@ -147,10 +148,10 @@ def _print_status(found: Status) -> None:
         ("code", found.job.code_version),
     ]
     if seen is not None:
-        ago = f"{time.time() - seen.seen_s:.0f} s ago" if seen.state == "running" else "at its end"
+        ago = f"{found.silence_s:.0f} s ago" if seen.state == "running" else "at its end"
         lines.append(("last seen", f"{ago}, on {seen.host}"))
         if seen.exit_code is not None:
-            lines.append(("exit code", str(seen.exit_code)))
+            lines.append(("exit code", _exit_code(seen.exit_code)))
         if seen.last_line:
             lines.append(("last line", seen.last_line))
     if found.note:
@@ -159,9 +160,16 @@ def _print_status(found: Status) -> None:
         print(f"{name:10} {text}")
 
 
+def _exit_code(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return f"{code}: killed outright, perhaps since the head's memory was full"
+    return f"{code}: killed by {signal.Signals(-code).name}" if code < 0 else str(code)
+
+
 def _logs(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.job_control import log_lines
     from lotlip_platform.job_folder import DRIVER
+    from lotlip_platform.job_logs import log_lines
+    from lotlip_platform.progress import say
 
     try:
         wanted = re.compile(arguments.grep)
@@ -174,6 +182,7 @@ def _logs(arguments: argparse.Namespace) -> None:
         follow=arguments.follow,
         address=arguments.address,
         store=arguments.store,
+        say=say,
     )
     try:
         for line in lines:

@@ -28,7 +28,7 @@ DRIVER = "driver"
 _STAMP = len("20260101-000000-abcd")  # that an id ends with
 
 T = TypeVar("T", "Job", "Attempt", "Seen")
-State = Literal["running", "succeeded", "failed", "stopped"]
+RunnerState = Literal["running", "succeeded", "failed", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,11 @@ class Attempt:
 class Seen:
     """What the runner of an attempt last said."""
 
-    state: State
+    state: RunnerState
     host: str
     began_s: float
     seen_s: float
-    """When it said so; times are seconds since 1970."""
+    """When it said so; times are seconds since 1970 by its machine's clock."""
     exit_code: int | None = None
     last_line: str = ""
     """Of the log so far."""
@@ -138,6 +138,10 @@ class JobFolder:
         """None if the runner has not begun."""
         name = f"states/{number:04d}.json"
         return _read(Seen, self.store, name) if self.store.exists(name) else None
+
+    def silence_s(self, number: int) -> float:
+        """Since the runner, which has begun, last said something."""
+        return self.store.age_s(f"states/{number:04d}.json")
 
     def delete_attempt(self, number: int) -> None:
         """One that could not be submitted; with the first the job goes, its package stays."""

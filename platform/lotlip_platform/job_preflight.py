@@ -22,6 +22,8 @@ from lotlip_platform.job_spec import JobSpec
 
 PROBE_S = 180.0
 """A cluster's first job unpacks the code; one that starts machines for it takes minutes."""
+_END_S = 10.0
+"""For a probe that is told to stop."""
 
 Told = Callable[[Finding], None]
 
@@ -71,6 +73,8 @@ def ask(
     except BaseException:
         with contextlib.suppress(ClusterError):  # what came first is what is told
             cluster.stop(id)
+            cluster.wait(id, _END_S)
+            cluster.delete(id)
         raise
     log = cluster.log(id)
     answers = [line for line in log.splitlines() if line.startswith(MARK)]

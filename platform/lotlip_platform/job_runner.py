@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from lotlip.errors import LotlipError
-from lotlip_platform.job_folder import DRIVER, Job, JobFolder, Seen, State, jobs_store
+from lotlip_platform.job_folder import DRIVER, Job, JobFolder, RunnerState, Seen, jobs_store
 from lotlip_platform.log_parts import LogWriter
 from lotlip_platform.redaction import redacted
 
@@ -91,8 +91,8 @@ class _Beats:
     def end(self, exit_code: int) -> None:
         self._ended.set()
         self._thread.join()
-        state: State = "succeeded" if exit_code == 0 else "failed"
-        last_word: State = "stopped" if exit_code in _STOPPED else state
+        state: RunnerState = "succeeded" if exit_code == 0 else "failed"
+        last_word: RunnerState = "stopped" if exit_code in _STOPPED else state
         deadline = time.monotonic() + _LAST_WORD_S
         while not self._tell(last_word, exit_code) and time.monotonic() < deadline:
             time.sleep(_DRAIN_S)
@@ -101,7 +101,7 @@ class _Beats:
         while not self._ended.wait(BEAT_S):
             self._tell("running", None)
 
-    def _tell(self, state: State, exit_code: int | None) -> bool:
+    def _tell(self, state: RunnerState, exit_code: int | None) -> bool:
         """Whether the store has taken it: the job goes on while that is away."""
         seen = Seen(
             state=state,

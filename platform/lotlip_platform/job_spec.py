@@ -83,9 +83,9 @@ def _sweep(config: SweepConfig) -> JobSpec:
 def _data_sets(configs: Sequence[TrainConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Those that must be there, and where scenes are made if there are none."""
     used = _some(*(uri for one in configs for uri in (one.data.train, one.eval.data)))
-    places = _some(*(one.scenes.uri for one in configs))
-    made = {f"{place}/{split}" for place in places for split in ("train", "validation")}
-    return tuple(uri for uri in used if uri not in made), places
+    made = {uri for one in configs for _, uri, _ in one.scenes.data_sets()}
+    there = tuple(uri for uri in used if uri.rstrip("/") not in made)
+    return there, _some(*(one.scenes.uri for one in configs))
 
 
 def _base(train: str) -> dict[str, str]:

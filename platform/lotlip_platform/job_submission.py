@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lotlip.errors import ConfigError
 from lotlip_platform.cluster import WORKER_ENVIRONMENT
 from lotlip_platform.job_cluster import JobCluster
-from lotlip_platform.job_control import STOP_VARIABLE, attempt
+from lotlip_platform.job_control import STOP_VARIABLE, submit_attempt
 from lotlip_platform.job_environment import CODE, JOB, LOGS
 from lotlip_platform.job_folder import Job, JobFolder, jobs_store
 from lotlip_platform.job_package import make_package
@@ -72,7 +72,7 @@ def submit(
     )
     folder = JobFolder(jobs, job.id)
     folder.write_code(job, package.content, package.changes)
-    attempt(folder, job, cluster, package.content, 1)
+    submit_attempt(folder, job, cluster, package.content, 1)
     return job.id
 
 

@@ -187,13 +187,13 @@ def find_version(server: tracking.Server, name: str, number: int) -> str:
 
 
 def origin_of(server: tracking.Server, run_id: str) -> Origin:
-    """What MLflow knows of a run; nothing if there is none, or it was deleted for good."""
+    """What MLflow tells of a run; nothing if it was deleted for good, or is not ours to read."""
     if not run_id:
         return Origin()
     try:
         run = server.client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
             raise
         return Origin()
     tags, params = run.data.tags, run.data.params

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -159,6 +160,12 @@ class S3Store:
                 client.list_objects_v2(Bucket=place.bucket, Prefix=place.key, MaxKeys=1)
                 return False
             return True
+
+    def age_s(self, name: str) -> float:
+        with self._call(name, "look up") as (client, place):
+            answer = client.head_object(Bucket=place.bucket, Key=place.key)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return (now - answer["LastModified"]).total_seconds()
 
     def delete(self, name: str) -> None:
         with self._call(name, "delete") as (client, place):

@@ -27,7 +27,7 @@ from lotlip.tokenizer import Tokenizer
 from lotlip_platform import tracking
 from lotlip_platform.cluster import connected
 from lotlip_platform.config import dump_config, flat
-from lotlip_platform.datasets import Split, make_scenes
+from lotlip_platform.datasets import make_scenes
 from lotlip_platform.features import feature_set, saving
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
@@ -142,12 +142,11 @@ def checked_data(config: TrainConfig, watch: Watch) -> Manifest:
 
 
 def _make_scenes(config: TrainConfig, watch: Watch) -> None:
-    asked = config.scenes
-    sizes: dict[Split, int] = {"train": asked.num_train, "validation": asked.num_validation}
-    for split, num_samples in sizes.items():
-        uri = f"{asked.uri}/{split}"
-        is_used = asked.uri and uri in (config.data.train, config.eval.data)
-        if is_used and not open_store(uri).exists(manifests.NAME):
+    used = [uri.rstrip("/") for uri in (config.data.train, config.eval.data)]
+    for split, uri, num_samples in config.scenes.data_sets():
+        if uri not in used:
+            continue
+        if not open_store(uri).exists(manifests.NAME):
             watch({"kind": "note", "text": f"{uri} is empty: making {num_samples:,} scenes"})
             make_scenes(
                 uri,
@@ -157,6 +156,8 @@ def _make_scenes(config: TrainConfig, watch: Watch) -> None:
                     {"kind": "scenes", "done": done, "total": total}
                 ),
             )
+        elif (there := read_manifest(open_store(uri)).num_samples) != num_samples:
+            watch({"kind": "note", "text": f"{uri} has {there:,} scenes already: these are used"})
 
 
 def _check_captioners(key: str, uri: str, manifest: Manifest, *asked: str) -> None:

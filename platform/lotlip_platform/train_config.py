@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lotlip.captions import CaptionConfig
 from lotlip.data.pipeline import DataConfig
@@ -43,6 +44,16 @@ class ScenesConfig:
     """Scenes to train on."""
     num_validation: int = 1_000
     """Scenes to evaluate on while training, none of them among the others."""
+
+    def data_sets(self) -> tuple[tuple[Literal["train", "validation"], str, int], ...]:
+        """Split, address and number of scenes of each that is made."""
+        if not self.uri:
+            return ()
+        place = self.uri.rstrip("/")
+        return (
+            ("train", f"{place}/train", self.num_train),
+            ("validation", f"{place}/validation", self.num_validation),
+        )
 
     def __post_init__(self) -> None:
         if min(self.num_train, self.num_validation) < 1:

@@ -125,6 +125,8 @@ def is_empty(folder: Path) -> bool:
         "search model /d",
         "convert-official model.pt",
         "down now",
+        "down a=b",
+        "train train/scenes --fast a=b",
         "track",
         "track send",
     ],
@@ -136,6 +138,12 @@ def test_wrong_usage_shows_the_usage(arguments: str, capsys: pytest.CaptureFixtu
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("usage: lotlip")
+
+
+def test_options_may_stand_before_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    submit = ["jobs", "submit", "train", "train/scenes", "train.seed=1"]
+    assert main([*submit, "--address", "http://127.0.0.1:1", "train.fly=1"]) == 1
+    assert "unknown key train.fly" in capsys.readouterr().err
 
 
 def test_overrides_are_not_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ import torch
 import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers import free_port
+from servers import end_session, free_port
 
 import lotlip
 from lotlip.captions import split_sentences
@@ -563,6 +563,7 @@ def test_ray_serve_itself_runs_what_the_manifest_for_kubernetes_says(
             env=environment,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         there = replace(service, url=f"http://127.0.0.1:{port}")
@@ -576,8 +577,11 @@ def test_ray_serve_itself_runs_what_the_manifest_for_kubernetes_says(
         wanted = expected(service, found["version"], TEXT)[:5]
         assert [hit["key"] for hit in found["hits"]] == [key for key, _ in wanted]
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.terminate()  # not SIGINT, which a shell's background job ignores, and all it starts
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        end_session(process.pid)
+        process.wait()
 
 
 def test_a_manifest_that_lacks_something_says_what() -> None:

@@ -349,3 +349,11 @@ def test_an_object_that_is_rewritten_while_it_is_looked_up_is_read_as_it_is_now(
 
     monkeypatch.setattr(S3Object, "open_at", rewritten)
     assert open_store(store.uri).read("state") == content
+
+
+def test_the_age_of_an_object_is_told_by_the_stores_clock(store: S3Store, tmp_path: Path) -> None:
+    for place in (store, FolderStore(tmp_path)):
+        place.write("a", b"1")
+        assert -1 <= place.age_s("a") < 5
+        with pytest.raises(DataError):
+            place.age_s("b")

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
+from servers import end_session
 
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, shard_name, write_dataset, write_shard
@@ -497,14 +498,4 @@ def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path, nu
     while only_run().info.status == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.5)
     assert only_run().info.status == "KILLED"
-    end_ray_of(process.pid)
-
-
-def end_ray_of(session: int) -> None:
-    """A driver that was killed outright leaves its local Ray to notice that by itself."""
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session:
-                process.kill()
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
+    end_session(process.pid)  # its local Ray would have to notice that by itself

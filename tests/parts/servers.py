@@ -12,6 +12,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 
 class MlflowServer:
     """A real MLflow server with a database and artifacts of its own."""
@@ -55,6 +57,14 @@ class MlflowServer:
         with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
         self._process.wait()
+
+
+def end_session(leader: int) -> None:
+    """Kill all processes of a session, whose leader may be gone."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def free_port() -> int:

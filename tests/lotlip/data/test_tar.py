@@ -139,3 +139,12 @@ def test_a_bomb_that_unpacks_to_gigabytes_is_refused_by_its_header() -> None:
     for content in (header, gzip.compress(header + bytes(1 << 20))):
         with pytest.raises(tarfile.ReadError, match=r"bomb\.jpg has 1073741825 bytes"):
             list(tar_files(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_that_unpacks_to_gigabytes_is_refused_by_its_header(kind: bytes) -> None:
+    info = tarfile.TarInfo("@LongLink")
+    info.type, info.size = kind, 1 << 33
+    content = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    with pytest.raises(tarfile.ReadError, match=r"a header has 8589934592 bytes"):
+        list(tar_files(io.BytesIO(content)))

@@ -1,0 +1,105 @@
+"""How jobs on a cluster stand, by what the cluster says and by what the store has of them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+from ray.job_submission import JobStatus
+
+from lotlip.errors import ConfigError, LotlipError
+from lotlip_platform.job_cluster import JobCluster
+from lotlip_platform.job_folder import Attempt, Job, JobFolder, Seen, job_ids, jobs_store
+
+SILENT_S = 60.0
+"""A running job that has not been heard of for so long, if its cluster doesn't answer, is lost."""
+
+JobState = Literal["pending", "running", "succeeded", "failed", "stopped", "lost"]
+_STATES: dict[JobStatus, JobState] = {
+    JobStatus.PENDING: "pending",
+    JobStatus.RUNNING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.STOPPED: "stopped",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a job stands."""
+
+    job: Job
+    attempt: Attempt
+    """The newest."""
+    state: JobState
+    """`lost` if neither the cluster nor the store knows how it ended."""
+    seen: Seen | None
+    """What its runner last said."""
+    silence_s: float
+    """Since it said that, by the store's clock; 0 if it has not begun."""
+    note: str = ""
+    """Why it failed before it began, or why its cluster wasn't asked."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in ("pending", "running")
+
+
+def status(id: str, *, address: str = "", store: str = "") -> Status:
+    """How a job stands, by its cluster if that answers, else by what the store has.
+
+    Raises: ConfigError if there is no such job.
+    """
+    folder = JobFolder(jobs_store(store), id)
+    job, attempt = folder.read_job(), newest(folder)
+    known, note = None, ""
+    try:
+        known = JobCluster(address or attempt.address).find(attempt.submission_id)
+    except LotlipError as error:
+        note = str(error)
+    # After the cluster was asked: it says the last word.
+    seen, silence_s = _heard(folder, attempt.number)
+    state: JobState = "lost"
+    if seen is not None and seen.state != "running":
+        state = seen.state
+    elif known is not None:
+        state = _STATES[known.status]
+        note = " ".join((known.message or "").split()) if state == "failed" else ""
+    elif seen is not None and silence_s < SILENT_S:
+        state = "running"
+    return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s, note=note)
+
+
+def listed(*, store: str = "", most: int = 20) -> list[Status]:
+    """How the newest jobs stand, the newest first, by what the store has: no cluster is asked but
+    for those that have not begun."""
+    jobs = jobs_store(store)
+    found = []
+    for id in reversed(job_ids(jobs)[-most:]):
+        with contextlib.suppress(LotlipError):  # taken back meanwhile, or damaged
+            found.append(_as_kept(JobFolder(jobs, id)))
+    return found
+
+
+def _as_kept(folder: JobFolder) -> Status:
+    job, attempt = folder.read_job(), newest(folder)
+    seen, silence_s = _heard(folder, attempt.number)
+    if seen is None:  # still, or never: Ray alone knows
+        return status(folder.id, store=folder.jobs_uri)
+    is_lost = seen.state == "running" and silence_s >= SILENT_S
+    state: JobState = "lost" if is_lost else seen.state
+    return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s)
+
+
+def _heard(folder: JobFolder, number: int) -> tuple[Seen | None, float]:
+    seen = folder.read_seen(number)
+    return seen, 0.0 if seen is None else folder.silence_s(number)
+
+
+def newest(folder: JobFolder) -> Attempt:
+    """The last attempt at a job. Raises: ConfigError if there is none."""
+    attempts = folder.attempts()
+    if not attempts:
+        raise ConfigError(f"job {folder.id} was being submitted when that was killed: submit anew")
+    return attempts[-1]
