@@ -117,7 +117,7 @@ def draw(rng: random.Random, num_faults: int) -> list[Kind]:
     bag: list[Kind] = []
     while len(bag) < num_faults:
         once = [kind for kind in KINDS for _ in range(kind.weight)]
-        firsts = list(KINDS) if not bag else []
+        firsts = rng.sample(KINDS, len(KINDS)) if not bag else []
         rng.shuffle(once)
         bag += firsts + once
     drawn = bag[:num_faults]

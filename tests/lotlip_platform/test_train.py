@@ -35,7 +35,7 @@ from lotlip_platform.preemption import Stopped
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.teller import Teller
-from lotlip_platform.train import TrainResult, train
+from lotlip_platform.train import TrainResult, checked_data, train
 from lotlip_platform.train_config import TrainConfig
 
 LOTLIP = str(Path(sys.executable).with_name("lotlip"))
@@ -462,6 +462,26 @@ def test_bad_samples_in_s3_are_recorded_and_too_many_end_the_run_as_failed(
     reasons = {json.loads(line)["reason"] for line in listed}
     assert reasons == {"image does not decode: it is of no known format"}
     assert len(listed) > 2
+
+
+def test_a_run_makes_the_scenes_that_are_not_there_and_tells_of_those_that_are(tmp_path: Path):
+    def made(num_train: int) -> tuple[int, list[str]]:
+        values = {
+            "name": "run",
+            "store": str(tmp_path),
+            "model": {"preset": "tiny"},
+            "data": {"train": f"{tmp_path}/train"},
+            "scenes": {"uri": f"{tmp_path}/", "num_train": num_train},
+            "train": {"num_samples": 32, "global_batch": 32},
+        }
+        events: list[dict[str, Any]] = []
+        manifest = checked_data(build_config(TrainConfig, values), events.append)
+        return manifest.num_samples, [one["text"] for one in events if one["kind"] == "note"]
+
+    assert made(64) == (64, [f"{tmp_path}/train is empty: making 64 scenes"])
+    assert made(64) == (64, [])
+    assert made(96) == (64, [f"{tmp_path}/train has 64 scenes already: these are used"])
+    assert not (tmp_path / "validation").exists()
 
 
 def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
