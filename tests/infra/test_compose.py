@@ -59,7 +59,7 @@ def test_all_that_was_asked_for_is_there(services: dict[str, Service]):
 
 def test_ports_are_published_on_this_machine_only(services: dict[str, Service]):
     ports = [port for service in services.values() for port in service.get("ports", [])]
-    assert len(ports) == 5
+    assert len(ports) == 6
     for port in ports:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
     assert not any("network_mode" in service for service in services.values())

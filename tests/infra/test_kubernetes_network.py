@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
+from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import pytest
@@ -58,8 +60,9 @@ def test_what_nobody_is_let_in_to_stays_closed(overlay: str) -> None:
     # Dashboard, two kinds of serving, MLflow; three of metrics.
     assert open_to_namespaces == {8265, 8000, 8300, 5000, 8080, 44217, 44227}
     (rule,) = policies["postgres"]["spec"]["ingress"]
-    mlflow = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mlflow"}}}
-    assert rule["from"] == [mlflow]
+    label = "app.kubernetes.io/name"
+    let_in = [source["podSelector"]["matchLabels"][label] for source in rule["from"]]
+    assert let_in == ["mlflow", "mlflow-upgrade"]
 
 
 def test_services_lead_to_pods_and_their_ports(overlay: str) -> None:
@@ -97,6 +100,17 @@ def test_addresses_are_those_of_services(overlay: str) -> None:
         assert int(port) in [port["port"] for port in services[name]["spec"]["ports"]], netloc
     allowed = mlflow["args"][mlflow["args"].index("--allowed-hosts") + 1].split(",")
     assert urlsplit(tracking).netloc in allowed
+
+
+def test_the_stand_in_for_s3_takes_its_own_address(overlay: str, s3_endpoint: str) -> None:
+    maps = of_kind(installed(overlay), "ConfigMap")
+    store = maps["lotlip-store"]["data"]["AWS_ENDPOINT_URL"]
+    if not store:
+        pytest.skip("AWS")
+    for path in ("/of-the-pod", "/of-the-pod/an-object"):
+        with closing(HTTPConnection(urlsplit(s3_endpoint).netloc)) as connection:
+            connection.request("PUT", path, headers={"Host": urlsplit(store).netloc})
+            assert connection.getresponse().status == 200, path
 
 
 def _selects(selector: Manifest, pod: Pod) -> bool:

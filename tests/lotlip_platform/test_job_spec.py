@@ -25,14 +25,22 @@ def test_data_sets_that_the_run_makes_need_not_be_there_but_their_place_is_writt
     assert spec.stores == ("s3://lotlip/runs", "s3://lotlip/scenes/features", "s3://lotlip/scenes")
     other = job_spec("train", "train/scenes", ["data.train=s3://b/mine"])
     assert other.data_sets == ("s3://b/mine",)
-    without = job_spec("train", "train/scenes", ["scenes.uri="])
-    assert without.data_sets == ("s3://lotlip/scenes/train", "s3://lotlip/scenes/validation")
+    mine = ["scenes.uri=", "data.train=s3://b/t", "data.features=s3://b/f", "eval.data=s3://b/v"]
+    assert job_spec("train", "train/scenes", mine).data_sets == ("s3://b/t", "s3://b/v")
+
+
+def test_the_place_of_shipped_scenes_is_one_key() -> None:
+    spec = job_spec("train", "train/scenes", ["store=s3://b/runs", "scenes.uri=s3://b/scenes"])
+    assert spec.stores == ("s3://b/runs", "s3://b/scenes/features", "s3://b/scenes")
+    assert "lotlip" not in spec.files[CONFIG].replace("registered_model: lotlip", "").replace(
+        "experiment: lotlip", ""
+    )
 
 
 def test_precompute_fills_the_folder_of_features() -> None:
-    spec = job_spec("precompute", "train/scenes", ["scenes.uri=", "store="])
+    spec = job_spec("precompute", "train/scenes", ["store="])
     assert spec.output == "s3://lotlip/scenes/features"
-    assert spec.stores == ("s3://lotlip/scenes/features",)
+    assert spec.stores == ("s3://lotlip/scenes/features", "s3://lotlip/scenes")
     with pytest.raises(ConfigError, match=r"data\.features is empty"):
         job_spec("precompute", "train/scenes", ["data.features="])
 

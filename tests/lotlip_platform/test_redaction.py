@@ -22,6 +22,29 @@ def test_secrets_of_the_environment_and_users_in_urls_are_taken_out() -> None:
     assert redacted("a short text, s3://bucket/a@b") == "a short text, s3://bucket/a@b"
 
 
+def test_secrets_that_clients_read_from_files_are_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert redacted("secret-of-s3 secret-of-mlflow secret-of-ray") == (
+        "secret-of-s3 secret-of-mlflow secret-of-ray"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "s3"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    keys = "[default]\naws_access_key_id = AKIAEXAMPLE\naws_secret_access_key = secret-of-s3\n"
+    (tmp_path / "s3").write_text(keys)
+    (tmp_path / "token").write_text("secret-of-ray\n")
+    login = "mlflow_tracking_username = lotlip-user\nmlflow_tracking_password = secret-of-mlflow\n"
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").write_text(f"[mlflow]\n{login}")
+    assert redacted("AKIAEXAMPLE secret-of-s3, lotlip-user secret-of-mlflow secret-of-ray") == (
+        "AKIAEXAMPLE ***, lotlip-user *** ***"
+    )
+    assert secret_in("x=secret-of-s3") == "the value of aws_secret_access_key"
+    (tmp_path / "token").write_text("another-token")
+    assert redacted("secret-of-ray another-token") == "secret-of-ray ***"
+
+
 def test_a_variable_is_secret_by_its_name_unless_it_says_where_a_secret_is() -> None:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "hf_token", "PGPASSWD"):
         assert is_secret(name)

@@ -32,11 +32,12 @@ def kustomize() -> Path | None:
 
 @functools.cache
 def installed(overlay: str) -> Sequence[Manifest]:
-    """All that can be in the namespace: an overlay, the search behind it, and the job."""
+    """All that can be in the namespace: an overlay, the search behind it, and the jobs."""
     job = FOLDER / "jobs" / "rayjob.yaml"
     return [
         *_built(FOLDER / "overlays" / overlay),
         *_built(FOLDER / "serve"),
+        *_built(FOLDER / "upgrade"),
         *yaml.safe_load_all(job.read_text()),
     ]
 
@@ -84,7 +85,7 @@ def pods(manifests: Sequence[Manifest]) -> list[Pod]:
     """A pod for each template."""
     found = []
     for one in manifests:
-        if one["kind"] in ("Deployment", "StatefulSet"):
+        if one["kind"] in ("Deployment", "StatefulSet", "Job"):
             template = one["spec"]["template"]
             labels = template["metadata"]["labels"]
             found.append(Pod(name=called(one), labels=labels, spec=template["spec"]))
