@@ -32,7 +32,7 @@ demo-down: $(INSTALLED)   ## end the services of a demo
 	$(BIN)/lotlip down
 
 test: $(INSTALLED) $(KUSTOMIZE) ## what a change must pass
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test            ## the longer tests, too
 	$(BIN)/python -m pytest -m slow

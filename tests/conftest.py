@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 from servers import MlflowServer, free_port
 
+_LONGEST = ("test_train.py", "test_sweep.py", "test_serving.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes that share the files none is left with a long one at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:

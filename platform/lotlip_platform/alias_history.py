@@ -12,7 +12,6 @@ without it finishes what an interrupted command began.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from lotlip.errors import ConfigError, TrackingError
+from lotlip_platform.person import user_name
 from lotlip_platform.tracking import Server, experiment_id
 
 HISTORY_TAG = "lotlip_history"
@@ -287,10 +287,5 @@ def check_reason(because: str) -> str:
 
 
 def _who() -> str:
-    name = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if not name:
-        try:
-            name = getpass.getuser()
-        except (KeyError, OSError):  # a container's user without a name
-            name = f"user {os.getuid()}"
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME") or user_name()
     return f"{name}@{socket.gethostname()}"

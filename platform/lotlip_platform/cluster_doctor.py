@@ -199,8 +199,8 @@ def _collective(kinds: Sequence[Kind]) -> Finding:
         return Finding(backend, "ok", "one machine: nothing to send between machines")
     try:
         speed = _reduced(nodes, on_gpu=bool(with_gpus))
-    except GetTimeoutError:
-        found = f"no all-reduce within {_MEETING_S:.0f} s"
+    except _Busy:
+        found = f"no process within {_MEETING_S:.0f} s"
         return Finding(backend, "warning", found, "are all GPUs busy? Ask again when some are free")
     except RayError as error:
         reason = " ".join(str(error).split())[-200:]
@@ -208,6 +208,10 @@ def _collective(kinds: Sequence[Kind]) -> Finding:
         return Finding(backend, "error", f"no all-reduce between two machines: {reason}", advice)
     found = f"all-reduce of 64 MiB between {len(nodes)} machines: {speed / 1e9:.2f} GB/s"
     return Finding(backend, "ok", found)
+
+
+class _Busy(Exception):
+    """No process could be started where all-reduce was to be tried."""
 
 
 def _two_nodes(names: set[str]) -> list[str]:
@@ -218,11 +222,15 @@ def _two_nodes(names: set[str]) -> list[str]:
 
 
 def _reduced(nodes: Sequence[str], *, on_gpu: bool) -> float:
-    """Raises: RayError."""
+    """Raises: RayError, _Busy."""
     actor: Any = ray.remote(num_cpus=0, num_gpus=int(on_gpu))(_Meeting)
     members = [actor.options(scheduling_strategy=on_node(node)).remote() for node in nodes]
     try:
-        address = ray.get(members[0].address.remote(), timeout=_MEETING_S)
+        try:
+            addresses = [member.address.remote() for member in members]
+            address, *_ = ray.get(addresses, timeout=_MEETING_S)
+        except GetTimeoutError as error:
+            raise _Busy from error
         reducing = [
             member.reduce.remote(address, rank, len(members), on_gpu)
             for rank, member in enumerate(members)

@@ -126,7 +126,7 @@ class JobCluster:
                     f"{VARIABLE}"
                 ) from error
             # Ray may answer with a traceback, whose last line tells.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
             reason = (lines or [repr(error)])[-1][:300]
             raise ClusterError(f"cannot {verb} Ray at {self.address}: {reason}") from error
 
@@ -165,7 +165,10 @@ def _checked(address: str) -> str:
             f"no cluster to ask: give --address http://HOST:8265 or set {VARIABLE}, or start a "
             "local one with lotlip up"
         )
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise ConfigError(f"--address {address}: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--address {address} is not of the form http://HOST:8265")
     if "@" in parts.netloc:

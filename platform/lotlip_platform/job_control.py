@@ -87,10 +87,11 @@ def submit_attempt(
             metadata={"submitted_by": job.by, "output": job.output},
         )
     except BaseException as error:
-        if "already exists" in str(error):
+        if "already exists" in str(error.__cause__):
             raise ConfigError(f"job {job.id} was just resumed by somebody else") from error
         with contextlib.suppress(LotlipError):  # it may have arrived, though no answer came back
             cluster.stop(id)
-        with contextlib.suppress(LotlipError):
-            folder.delete_attempt(number)
+        if number == 1:  # a later one keeps its number, which the cluster may know
+            with contextlib.suppress(LotlipError):
+                folder.delete()
         raise

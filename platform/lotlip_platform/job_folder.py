@@ -77,7 +77,12 @@ class Seen:
 
 def jobs_store(uri: str = "") -> Store:
     """Where jobs are kept: `uri`, else $LOTLIP_JOBS, else s3://lotlip/jobs. Raises: ConfigError."""
-    return open_store(uri or os.environ.get(VARIABLE) or DEFAULT_STORE)
+    return open_store(given_store(uri))
+
+
+def given_store(uri: str) -> str:
+    """The address of where jobs are kept, as it was given."""
+    return uri or os.environ.get(VARIABLE) or DEFAULT_STORE
 
 
 def job_ids(store: Store) -> list[str]:
@@ -143,12 +148,15 @@ class JobFolder:
         """Since the runner, which has begun, last said something."""
         return self.store.age_s(f"states/{number:04d}.json")
 
-    def delete_attempt(self, number: int) -> None:
-        """One that could not be submitted; with the first the job goes, its package stays."""
-        if number == 1:
-            self._jobs.delete(self._name)
-            self.store.delete("changes.patch")
-        self.store.delete(f"attempts/{number:04d}.json")
+    def age_s(self, number: int) -> float:
+        """Of an attempt."""
+        return self.store.age_s(f"attempts/{number:04d}.json")
+
+    def delete(self) -> None:
+        """A job that could not be submitted; its package stays."""
+        self._jobs.delete(self._name)
+        self.store.delete("changes.patch")
+        self.store.delete("attempts/0001.json")
 
     def logs(self, number: int) -> Store:
         return self.store.at(f"logs/{number:04d}")

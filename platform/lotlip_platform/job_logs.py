@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -34,6 +35,8 @@ def log_lines(
     folder = JobFolder(jobs_store(store), id)
     folder.read_job()
     number = attempt or newest(folder).number
+    if number not in [one.number for one in folder.attempts()]:
+        raise ConfigError(f"job {id} has no attempt {number}")
     log = _Log(folder, number, source, address)
     if follow:
         yield from log.followed(say)
@@ -48,15 +51,18 @@ class _Log:
         self._folder, self._number, self._source = folder, number, source
         self._address = address
         self._reader = LogReader(folder.logs(number), source)
+        self._back_since = -math.inf
+        """When the store was last there again."""
 
     def followed(self, say: Callable[[str], None]) -> Iterator[str]:
         """All until the job ends."""
         away_since, is_told = None, False
         while True:
             try:
-                is_over = self._is_over()  # first: what is written before it ends is read then
+                is_over = self._is_over(say)  # first: what is written before it ends is read then
                 yield from self._reader.lines()
-                away_since = None
+                if away_since is not None:
+                    self._back_since, away_since = time.monotonic(), None
             except DataError as error:
                 if away_since is None:
                     away_since = time.monotonic()
@@ -78,13 +84,18 @@ class _Log:
         if self._reader.is_empty:
             yield from self._without_log()
 
-    def _is_over(self) -> bool:
+    def _is_over(self, say: Callable[[str], None]) -> bool:
         seen = self._folder.read_seen(self._number)
         if seen is not None and seen.state != "running":
             return True
-        if seen is not None and self._folder.silence_s(self._number) < SILENT_S:
-            return False
+        if seen is not None:
+            # While the store was away nobody could be heard.
+            is_silent = self._folder.silence_s(self._number) >= SILENT_S
+            if not is_silent or time.monotonic() - self._back_since < SILENT_S:
+                return False
         now = status(self._folder.id, address=self._address, store=self._folder.jobs_uri)
+        if now.state == "lost":
+            say(f"the job is lost: nothing was heard of it for {now.silence_s:.0f} s. {now.note}")
         return now.is_over or now.attempt.number > self._number
 
     def _without_log(self) -> Iterator[str]:
@@ -92,9 +103,7 @@ class _Log:
         id = self._folder.id
         if others := sources(self._folder.logs(self._number)):
             raise ConfigError(f"job {id} has no log of {self._source}; it has {', '.join(others)}")
-        of = [one for one in self._folder.attempts() if one.number == self._number]
-        if not of:
-            raise ConfigError(f"job {id} has no attempt {self._number}")
+        (attempt,) = [one for one in self._folder.attempts() if one.number == self._number]
         # Its runner never began: Ray knows why.
-        cluster = JobCluster(self._address or of[0].address)
-        yield from cluster.log(of[0].submission_id).splitlines()
+        cluster = JobCluster(self._address or attempt.address)
+        yield from cluster.log(attempt.submission_id).splitlines()

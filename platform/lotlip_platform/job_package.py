@@ -24,6 +24,11 @@ _PLACES = {
     "jobs/configs/": "lotlip_platform/configs/",
 }
 """Where in the package what lies where in the checkout; nothing else travels."""
+_DIFF = (
+    # Whatever the user's own settings are, git apply must be able to take it.
+    *("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
 _THE_DAWN = (1980, 1, 1, 0, 0, 0)  # of zip archives: times would make other bytes of the same code
 
 
@@ -94,7 +99,7 @@ def make_package(checkout: Path | None = None) -> Package:
         content=content,
         digest=hashlib.sha256(content).hexdigest(),
         commit=_git(root, "rev-parse", "HEAD").decode().strip(),
-        changes=_git(root, "diff", "--binary", "HEAD", "--", *folders),
+        changes=_git(root, *_DIFF, "HEAD", "--", *folders),
         untracked=tuple(sorted(untracked)),
         largest=tuple(sizes[:NUM_LARGEST]),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -47,6 +49,8 @@ def check(
         "clusters": [to_dict(config) for config in spec.clusters],
     }
     for finding in ask(cluster, "cluster_probe", request, package, environment):
+        if finding.name == "python":
+            finding = replace(finding, found=f"{finding.found}, here {platform.python_version()}")
         found.append(finding)
         on_finding(finding)
     wrong = [finding for finding in found if finding.state == "error"]

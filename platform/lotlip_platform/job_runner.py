@@ -45,7 +45,7 @@ def run(jobs: str, id: str, number: int) -> int:
         exit_code = process.wait()
         # Something that the verb left behind may keep the pipe open.
         tee.join(_DRAIN_S)
-    log.close()
+    log.close(_LAST_WORD_S)
     beats.end(exit_code)
     return exit_code
 

@@ -48,7 +48,7 @@ def job_spec(verb: str, config: str, overrides: Sequence[str]) -> JobSpec:
 def _train(verb: str, config: TrainConfig) -> JobSpec:
     if verb == "precompute" and not config.data.features:
         raise ConfigError("data.features is empty: precompute fills it")
-    _check_places({"data.features": config.data.features or "s3://"})
+    _check_data([config])
     output = config.data.features if verb == "precompute" else _folder(config.store, config.name)
     stores = ("" if verb == "precompute" else config.store, config.data.features)
     data_sets, made = _data_sets([config])
@@ -67,6 +67,7 @@ def _train(verb: str, config: TrainConfig) -> JobSpec:
 def _sweep(config: SweepConfig) -> JobSpec:
     found, _ = trials(config, _folder(config.store, config.name))
     configs = [trial.config for trial in found]
+    _check_data(configs)
     data_sets, made = _data_sets(configs)
     return JobSpec(
         verb="sweep",
@@ -99,11 +100,18 @@ def _base(train: str) -> dict[str, str]:
 
 
 def _folder(store: str, name: str) -> str:
-    _check_places({"store": store})
+    check_places({"store": store})
     return f"{store.rstrip('/')}/{name}"
 
 
-def _check_places(places: Mapping[str, str]) -> None:
+def _check_data(configs: Sequence[TrainConfig]) -> None:
+    """Of what is written beside the run's own folder."""
+    for config in configs:
+        places = {"data.features": config.data.features, "scenes.uri": config.scenes.uri}
+        check_places({key: place for key, place in places.items() if place})
+
+
+def check_places(places: Mapping[str, str]) -> None:
     """Raises: ConfigError for what is another place on each machine."""
     for key, place in places.items():
         if not place.startswith(("s3://", "/")):

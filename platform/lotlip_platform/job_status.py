@@ -15,6 +15,10 @@ from lotlip_platform.job_folder import Attempt, Job, JobFolder, Seen, job_ids, j
 SILENT_S = 60.0
 """A running job that has not been heard of for so long, if its cluster doesn't answer, is lost."""
 
+BEGIN_S = 600.0
+"""In which a job that was submitted has begun: one that has not by then, and of which no cluster
+knows, is lost."""
+
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped", "lost"]
 _STATES: dict[JobStatus, JobState] = {
     JobStatus.PENDING: "pending",
@@ -60,20 +64,30 @@ def status(id: str, *, address: str = "", store: str = "") -> Status:
         note = str(error)
     # After the cluster was asked: it says the last word.
     seen, silence_s = _heard(folder, attempt.number)
-    state: JobState = "lost"
+    state: JobState = _unheard(folder, attempt.number)
     if seen is not None and seen.state != "running":
         state = seen.state
     elif known is not None:
         state = _STATES[known.status]
-        note = " ".join((known.message or "").split()) if state == "failed" else ""
-    elif seen is not None and silence_s < SILENT_S:
-        state = "running"
+        note = _reason(known.message or "") if state == "failed" else ""
+    elif seen is not None:
+        state = "running" if silence_s < SILENT_S else "lost"
     return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s, note=note)
 
 
+def _unheard(folder: JobFolder, number: int) -> JobState:
+    """How an attempt stands of which nobody knows anything."""
+    return "pending" if folder.age_s(number) < BEGIN_S else "lost"
+
+
+def _reason(message: str) -> str:
+    """Ray's message may hold a whole log: its first line and its last tell."""
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    return " ... ".join(line[:200] for line in dict.fromkeys([*lines[:1], *lines[-1:]]))
+
+
 def listed(*, store: str = "", most: int = 20) -> list[Status]:
-    """How the newest jobs stand, the newest first, by what the store has: no cluster is asked but
-    for those that have not begun."""
+    """How the newest jobs stand, the newest first, by what the store has: no cluster is asked."""
     jobs = jobs_store(store)
     found = []
     for id in reversed(job_ids(jobs)[-most:]):
@@ -85,10 +99,9 @@ def listed(*, store: str = "", most: int = 20) -> list[Status]:
 def _as_kept(folder: JobFolder) -> Status:
     job, attempt = folder.read_job(), newest(folder)
     seen, silence_s = _heard(folder, attempt.number)
-    if seen is None:  # still, or never: Ray alone knows
-        return status(folder.id, store=folder.jobs_uri)
-    is_lost = seen.state == "running" and silence_s >= SILENT_S
-    state: JobState = "lost" if is_lost else seen.state
+    state: JobState = _unheard(folder, attempt.number) if seen is None else seen.state
+    if state == "running" and silence_s >= SILENT_S:
+        state = "lost"
     return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s)
 
 

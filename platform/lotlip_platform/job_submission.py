@@ -6,7 +6,6 @@ it imports what training imports.
 
 from __future__ import annotations
 
-import getpass
 import secrets
 import socket
 import time
@@ -17,10 +16,11 @@ from lotlip_platform.cluster import WORKER_ENVIRONMENT
 from lotlip_platform.job_cluster import JobCluster
 from lotlip_platform.job_control import STOP_VARIABLE, submit_attempt
 from lotlip_platform.job_environment import CODE, JOB, LOGS
-from lotlip_platform.job_folder import Job, JobFolder, jobs_store
+from lotlip_platform.job_folder import Job, JobFolder, given_store, jobs_store
 from lotlip_platform.job_package import make_package
 from lotlip_platform.job_preflight import Told, check
-from lotlip_platform.job_spec import job_spec
+from lotlip_platform.job_spec import check_places, job_spec
+from lotlip_platform.person import user_name
 from lotlip_platform.redaction import is_secret, secret_in
 
 _OWN = {JOB, LOGS, CODE, STOP_VARIABLE, *WORKER_ENVIRONMENT}
@@ -50,6 +50,7 @@ def submit(
     package.check_size()
     cluster = JobCluster(address)
     jobs = jobs_store(store)
+    check_places({"--store": given_store(store)})
     variables[CODE] = package.code_version
     check(
         spec,
@@ -68,7 +69,7 @@ def submit(
         code_version=package.code_version,
         package=package.digest,
         environment=variables,
-        by=f"{getpass.getuser()}@{socket.gethostname()}",
+        by=f"{user_name()}@{socket.gethostname()}",
     )
     folder = JobFolder(jobs, job.id)
     folder.write_code(job, package.content, package.changes)

@@ -17,6 +17,8 @@ from lotlip_platform.redaction import redacted
 from lotlip_platform.storage import open_store
 
 _DRAIN_S = 2.0
+_LAST_WORD_S = 30.0
+"""For a store that is away at the end, when a traceback is what matters."""
 _FLUSH_S = 10.0
 """There may be hundreds of workers, and each flush is a request to the store."""
 
@@ -49,7 +51,7 @@ def log_kept(source: str) -> Iterator[None]:
         for number, kept in before.items():
             os.dup2(kept, number)
         tee.join(_DRAIN_S)  # a process that was left behind may hold the pipe open
-        writer.close()
+        writer.close(_LAST_WORD_S)
 
 
 def _tee(reading: int, onward: int, writer: LogWriter) -> None:

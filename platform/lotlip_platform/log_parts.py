@@ -7,7 +7,6 @@ source has parts of its own, which follow those of the process before it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -48,20 +47,23 @@ class LogWriter:
                 lost = self._parts.pop(min(self._parts))
                 self._parts[min(self._parts)][:0] = b"[%d bytes lost]\n" % len(lost)
 
-    def close(self) -> None:
-        """Write what is left, as far as the store takes it."""
+    def close(self, patience_s: float = 0.0) -> None:
+        """Write what is left; a store that is away is asked for so long."""
         self._ended.set()
         self._thread.join()
-        self._flush()
+        deadline = time.monotonic() + patience_s
+        while not self._flush() and time.monotonic() < deadline:
+            time.sleep(self._flush_s)
 
     def _keep_flushing(self) -> None:
         while not self._ended.wait(self._flush_s):
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Whether the store has taken all."""
         with self._lock:
             waiting = {number: bytes(part) for number, part in self._parts.items()}
-        with contextlib.suppress(LotlipError):
+        try:
             for number, content in sorted(waiting.items()):
                 if len(content) > self._written.get(number, 0):
                     self._store.write(f"{self._stem}-{number:06d}.log", content)
@@ -69,6 +71,9 @@ class LogWriter:
                 if number < max(waiting):  # nothing is added to it
                     with self._lock:
                         self._parts.pop(number, None)
+        except LotlipError:
+            return False
+        return True
 
 
 class LogReader:

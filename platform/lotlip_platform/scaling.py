@@ -55,9 +55,10 @@ def what_lacks(config: ClusterConfig) -> str:
 def may_grow() -> bool:
     """Whether an autoscaler runs; asked on the head, where drivers of jobs are.
 
-    How far it may go Ray does not tell. KubeRay sets the variable, `ray up` leaves the file.
+    How far it may go Ray does not tell. `ray up` leaves the file; KubeRay, whose autoscaler is a
+    container beside the head's, has that start without one of its own.
     """
-    by_kuberay = os.environ.get("RAY_enable_autoscaler_v2", "") in ("1", "true")  # noqa: SIM112
+    by_kuberay = "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
     return by_kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
 
 

@@ -73,12 +73,12 @@ def test_where_an_autoscaler_runs_more_than_there_is_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = ClusterConfig(num_workers=4)
-    monkeypatch.setenv("RAY_enable_autoscaler_v2", "1")
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start --head --no-monitor")
     check_resources(asked)
     found = one("resources", clusters=[to_dict(asked)])
     assert found.state == "warning"
     assert "which is 3" in found.found
-    monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    monkeypatch.delenv("KUBERAY_GEN_RAY_START_CMD")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ClusterError, match="which is 3"):
         check_resources(asked)

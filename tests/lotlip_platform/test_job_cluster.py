@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from lotlip.errors import ConfigError
 from lotlip_platform import job_cluster
-from lotlip_platform.job_cluster import _token
+from lotlip_platform.job_cluster import JobCluster, _token
 from lotlip_platform.local_services import ray_token_path
 from lotlip_platform.service_process import Service
 
@@ -30,6 +31,12 @@ def test_the_local_token_goes_to_the_local_cluster_and_to_no_other() -> None:
     assert _token("http://localhost:8265") == "Bearer ours"
     assert _token("http://127.0.0.1:9000") == ""
     assert _token(OTHER) == ""
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    for address in ("http://[::1", "cluster:8265", "http://me:pw@h:1"):
+        with pytest.raises(ConfigError, match="--address"):
+            JobCluster(address)
 
 
 def test_the_token_of_another_cluster_is_found_as_ray_finds_it(

@@ -54,10 +54,21 @@ def test_a_damaged_job_does_not_hide_the_others_and_one_taken_back_is_gone(tmp_p
     write(JobFolder(store, JOB.id), JOB)
     (tmp_path / "jobs" / "train-y-20260101-000001-abcd.json").write_text("{")
     (one,) = listed(store=str(tmp_path))
-    assert (one.job, one.state) == (JOB, "lost")  # it never began, and its cluster is not there
-    JobFolder(store, JOB.id).delete_attempt(1)
+    assert (one.job, one.state) == (JOB, "pending")
+    JobFolder(store, JOB.id).delete()
     assert listed(store=str(tmp_path)) == []
     assert [path.name for path in tmp_path.rglob("*.zip")] == ["digest.zip"]
+
+
+def test_a_job_that_has_not_begun_is_pending_until_it_should_have(tmp_path: Path) -> None:
+    write(JobFolder(FolderStore(tmp_path), JOB.id), JOB)
+    found = status(JOB.id, store=str(tmp_path))
+    assert (found.state, found.seen) == ("pending", None)  # its cluster doesn't answer
+    assert "cannot reach Ray at http://127.0.0.1:" in found.note
+    then = time.time() - 700
+    os.utime(tmp_path / JOB.id / "attempts" / "0001.json", (then, then))
+    assert status(JOB.id, store=str(tmp_path)).state == "lost"
+    assert [one.state for one in listed(store=str(tmp_path))] == ["lost"]
 
 
 def test_whether_a_job_still_runs_is_told_by_the_stores_clock_not_the_heads(tmp_path: Path) -> None:

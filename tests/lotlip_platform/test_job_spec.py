@@ -37,6 +37,13 @@ def test_the_place_of_shipped_scenes_is_one_key() -> None:
     )
 
 
+def test_what_is_written_beside_the_run_is_no_folder_of_one_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"scenes\.uri=scenes is a folder of one machine"):
+        job_spec("train", "train/scenes", ["scenes.uri=scenes", "data.features="])
+    with pytest.raises(ConfigError, match=r"data\.features=f is a folder of one machine"):
+        job_spec("sweep", "sweep/scenes", ["set.data.features=f"])
+
+
 def test_precompute_fills_the_folder_of_features() -> None:
     spec = job_spec("precompute", "train/scenes", ["store="])
     assert spec.output == "s3://lotlip/scenes/features"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import psutil
 import pytest
 from servers import free_port
@@ -188,6 +189,11 @@ def test_a_job_is_stopped_resumed_and_outlives_its_cluster(lotlip: Lotlip, home:
     first = lotlip("jobs", "logs", id, "--attempt", "1").stdout
     assert "SIGTERM: stopping after this step" in first
 
+    # As if somebody else resumed it at the same time: that one's attempt goes on.
+    _forget_attempt(home, id, 2)
+    assert f"job {id} was just resumed by somebody else" in wrong(lotlip, "resume", id)
+    assert status(lotlip, id)["state"] == "running"
+
     _kill_cluster(home)
     found = status(lotlip, id)
     assert found["state"] == "running"  # to the best of anyone's knowledge
@@ -212,3 +218,14 @@ def _kill_cluster(home: Path) -> None:
     for process in [*head.children(recursive=True), head]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
+
+
+def _forget_attempt(home: Path, id: str, number: int) -> None:
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=json.loads((home / "services.json").read_text())["s3"]["url"],
+        aws_access_key_id="lotlip",
+        aws_secret_access_key="lotlip",
+        region_name="us-east-1",
+    )
+    s3.delete_object(Bucket="lotlip", Key=f"jobs/{id}/attempts/{number:04d}.json")

@@ -90,6 +90,21 @@ def test_what_a_store_that_is_away_does_not_take_it_gets_later(tmp_path: Path) -
     assert all_lines(store) == ["during", "after"]
 
 
+def test_the_end_of_a_log_waits_for_a_store_that_comes_back(tmp_path: Path) -> None:
+    class Away(FolderStore):
+        back_at = time.monotonic() + 0.5
+
+        def write(self, name: str, data: bytes) -> None:
+            if time.monotonic() < self.back_at:
+                raise DataError("away")
+            super().write(name, data)
+
+    log = LogWriter(Away(tmp_path), "driver", QUICKLY_S)
+    log.write(b"Traceback\n")
+    log.close(patience_s=30)
+    assert all_lines(FolderStore(tmp_path)) == ["Traceback"]
+
+
 def test_a_store_that_stays_away_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def test_a_run_whose_workers_cable_is_cut_ends_as_one_that_was_left_alone(
 ) -> None:
     def is_up() -> bool:
         done = cluster.laptop.run(str(BIN / "lotlip"), "doctor", "--address", "http://head:8265")
-        return "2 x 1 CPUs" in done.stdout and "gloo" in done.stdout
+        return "2 x 1 CPUs" in done.stdout and "all-reduce of 64 MiB between 2" in done.stdout
 
     _eventually(is_up)
     undisturbed = cluster.submit("name=undisturbed")
@@ -162,6 +162,6 @@ def test_a_run_whose_workers_cable_is_cut_ends_as_one_that_was_left_alone(
     assert weights[0]
     runs = [f"s3://lotlip/runs/{name}" for name in ("undisturbed", "cut")]
     assert str(STEPS) in cluster.lotlip("trace", "diff", *runs)
-    assert "worker2" in cluster.lotlip("jobs", "logs", cut, "--rank", "1") + cluster.lotlip(
-        "jobs", "logs", cut, "--rank", "0"
-    )
+    # Both lives, and both on two machines: the second with the one that was plugged in again.
+    both = [cluster.lotlip("jobs", "logs", cut, "--rank", rank) for rank in ("0", "1")]
+    assert min(sum(log.count(f"on worker{n}") for log in both) for n in (1, 2)) >= 2

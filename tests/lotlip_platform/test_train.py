@@ -492,7 +492,7 @@ def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.slow
 def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path, number: int):
     config = tmp_path / "config.yaml"
