@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ray.job_submission import JobStatus
@@ -63,21 +63,12 @@ def status(id: str, *, address: str = "", store: str = "") -> Status:
     except LotlipError as error:
         note = str(error)
     # After the cluster was asked: it says the last word.
-    seen, silence_s = _heard(folder, attempt.number)
-    state: JobState = _unheard(folder, attempt.number)
-    if seen is not None and seen.state != "running":
-        state = seen.state
-    elif known is not None:
-        state = _STATES[known.status]
-        note = _reason(known.message or "") if state == "failed" else ""
-    elif seen is not None:
-        state = "running" if silence_s < SILENT_S else "lost"
-    return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s, note=note)
-
-
-def _unheard(folder: JobFolder, number: int) -> JobState:
-    """How an attempt stands of which nobody knows anything."""
-    return "pending" if folder.age_s(number) < BEGIN_S else "lost"
+    kept = _as_kept(folder, job, attempt)
+    if known is None or (kept.seen is not None and kept.seen.state != "running"):
+        return replace(kept, note=note)
+    state = _STATES[known.status]
+    note = _reason(known.message or "") if state == "failed" else ""
+    return replace(kept, state=state, note=note)
 
 
 def _reason(message: str) -> str:
@@ -92,22 +83,22 @@ def listed(*, store: str = "", most: int = 20) -> list[Status]:
     found = []
     for id in reversed(job_ids(jobs)[-most:]):
         with contextlib.suppress(LotlipError):  # taken back meanwhile, or damaged
-            found.append(_as_kept(JobFolder(jobs, id)))
+            folder = JobFolder(jobs, id)
+            found.append(_as_kept(folder, folder.read_job(), newest(folder)))
     return found
 
 
-def _as_kept(folder: JobFolder) -> Status:
-    job, attempt = folder.read_job(), newest(folder)
-    seen, silence_s = _heard(folder, attempt.number)
-    state: JobState = _unheard(folder, attempt.number) if seen is None else seen.state
-    if state == "running" and silence_s >= SILENT_S:
-        state = "lost"
+def _as_kept(folder: JobFolder, job: Job, attempt: Attempt) -> Status:
+    """How a job stands by what the store has."""
+    seen, silence_s = folder.read_seen(attempt.number), 0.0
+    state: JobState
+    if seen is None:
+        state = "pending" if folder.age_s(attempt.number) < BEGIN_S else "lost"
+    else:
+        silence_s = folder.silence_s(attempt.number)
+        is_lost = seen.state == "running" and silence_s >= SILENT_S
+        state = "lost" if is_lost else seen.state
     return Status(job=job, attempt=attempt, state=state, seen=seen, silence_s=silence_s)
-
-
-def _heard(folder: JobFolder, number: int) -> tuple[Seen | None, float]:
-    seen = folder.read_seen(number)
-    return seen, 0.0 if seen is None else folder.silence_s(number)
 
 
 def newest(folder: JobFolder) -> Attempt:
