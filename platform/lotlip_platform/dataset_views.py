@@ -141,15 +141,15 @@ def _samples_from(store: Store, manifest: Manifest, start: int) -> Iterator[Samp
 
 
 def _title(sample: Sample) -> str:
-    captions = [_trimmed(sample.short)]
+    captions = [trimmed(sample.short)]
     for captioner, caption in sorted(sample.long.items()):
         name = f"{captioner}: " if len(sample.long) > 1 else ""
-        captions.append(_trimmed(name + caption))
+        captions.append(trimmed(name + caption))
     return "\n\n".join(captions)
 
 
-def _trimmed(caption: str) -> str:
-    """The caption as one paragraph, cut between words where it has some."""
+def trimmed(caption: str) -> str:
+    """A caption as one paragraph, as much of it as a contact sheet has room for."""
     text = " ".join(caption.split())
     if len(text) <= SHOWN_LETTERS:
         return text

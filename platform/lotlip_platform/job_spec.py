@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from lotlip.errors import ConfigError
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.config import dump_config, dump_values, load_config, load_values
+from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.sweep_config import SweepConfig, trials
 from lotlip_platform.train_config import TrainConfig
 
@@ -42,6 +43,8 @@ def job_spec(verb: str, config: str, overrides: Sequence[str]) -> JobSpec:
     """Raises: ConfigError for what would stop the verb here as well."""
     if verb == "sweep":
         return _sweep(load_config(SweepConfig, config, overrides))
+    if verb == "relabel":
+        return _relabel(load_config(RelabelConfig, config, overrides))
     return _train(verb, load_config(TrainConfig, config, overrides))
 
 
@@ -78,6 +81,20 @@ def _sweep(config: SweepConfig) -> JobSpec:
         data_sets=data_sets,
         tracking_uri=config.tracking.uri,
         clusters=tuple(dict.fromkeys(one.cluster for one in configs)),
+    )
+
+
+def _relabel(config: RelabelConfig) -> JobSpec:
+    check_places({"target": config.target})
+    return JobSpec(
+        verb="relabel",
+        name=config.name,
+        files={CONFIG: dump_config(config)},
+        output=_folder(config.store, config.name),
+        stores=_some(config.store, config.target),
+        data_sets=(config.source,),
+        tracking_uri=config.tracking.uri,
+        clusters=(config.cluster.as_cluster(),),
     )
 
 

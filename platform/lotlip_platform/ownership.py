@@ -91,7 +91,7 @@ def owned(folder: RunFolder) -> Iterator[Owner]:
     other = folder.read_owner()
     if is_alive(folder, other):
         raise ConfigError(
-            f"{folder.uri} is being trained by process {other['pid']} on {other['host']}: stop "
+            f"{folder.uri} is being worked on by process {other['pid']} on {other['host']}: stop "
             "that first, or give this run another name=..."
         )
     owner = Owner(folder)

@@ -139,3 +139,21 @@ class SweepDisplay:
         for shown in self._preparing.values():
             shown.close()
         self._bar.close()
+
+
+class RelabelDisplay:
+    """Shows what `lotlip_platform.relabel` tells."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = Bar(name, "caption")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "captioned":
+            self._bar.show(event["done"], event["total"], event["note"])
+        elif event["kind"] == "started":
+            say(f"{event['folder']}; waiting for workers")
+        elif event["kind"] == "note":
+            say(event["text"])
+
+    def close(self) -> None:
+        self._bar.close()

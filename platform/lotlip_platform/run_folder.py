@@ -40,6 +40,12 @@ _MAY_CHANGE = frozenset(
         *("train.log_every_steps", "train.eval_every_steps", "train.save_every_steps"),
         *("train.trace", "train.max_skipped_steps", "train.micro_batch", "train.recompute"),
         "train.compile",
+        *("account", "audit.max_dropped_share"),
+        *(
+            f"captioner.endpoint.{name}"
+            for name in ("url", "concurrency", "requests_per_minute", "tokens_per_minute")
+        ),
+        *("captioner.endpoint.timeout_s", "captioner.endpoint.max_attempts"),
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

@@ -43,7 +43,7 @@ def test_a_run_has_one_owner_who_leaves_nothing_behind(folder: RunFolder) -> Non
         with pytest.raises(CheckpointError, match="taken over"):
             folder.check_owner("another")
         with (
-            pytest.raises(ConfigError, match=f"trained by process {os.getpid()} on") as error,
+            pytest.raises(ConfigError, match=f"worked on by process {os.getpid()} on") as error,
             owned(folder),
         ):
             pass

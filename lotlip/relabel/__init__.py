@@ -1,0 +1,1 @@
+"""Long captions by multimodal language models: what is asked, who answers, what is kept."""

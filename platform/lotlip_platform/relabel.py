@@ -1,0 +1,404 @@
+"""`lotlip relabel`: long captions by a multimodal language model, as a Ray Data job.
+
+Each row is a shard, and each actor of the pool captions one at a time, see `relabel_shard`. The
+manifest of the new data set is written when all of its shards are committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from lotlip.configuration import to_dict
+from lotlip.data import manifest as manifests
+from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
+from lotlip.data.shards import CaptionCount
+from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
+from lotlip.relabel.asking import Captioner
+from lotlip.relabel.huggingface import HuggingFaceCaptioner, resolve
+from lotlip_platform import tracking
+from lotlip_platform.cluster import beside_driver, connected, store_environment
+from lotlip_platform.config import dump_config, flat
+from lotlip_platform.endpoint import KEY, EndpointCaptioner, check_endpoint
+from lotlip_platform.lineage import code_tags
+from lotlip_platform.listener import Watch
+from lotlip_platform.local_services import home
+from lotlip_platform.mailbox import Mailbox
+from lotlip_platform.ownership import owned
+from lotlip_platform.relabel_account import Account
+from lotlip_platform.relabel_config import RelabelConfig, settings
+from lotlip_platform.relabel_folder import Entry, RelabelFolder, Tally
+from lotlip_platform.relabel_shard import Work, relabel_shard
+from lotlip_platform.run_folder import RunFolder
+from lotlip_platform.scaling import check_resources
+from lotlip_platform.storage import open_store
+from lotlip_platform.tracked_folder import tracked_folder
+from lotlip_platform.tracked_run import TrackedRun
+
+_LOOK_EVERY_S = 1.0
+_TELL_EVERY_S = 0.5
+_MOST_DEATHS = 3
+"""Of workers over one shard. Ray Data has no limit: what kills its worker would never end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relabelled:
+    """A data set with new captions."""
+
+    uri: str
+    digest: str
+    folder: str
+    """The run folder."""
+    run_id: str
+    """The MLflow run; empty if the server has not answered yet."""
+    num_shards: int
+    tally: Tally
+    failed: Mapping[str, int]
+    """How many answers failed each rule of the audit, kept or not."""
+    account: Mapping[str, float]
+
+
+def relabel(config: RelabelConfig, watch: Watch) -> Relabelled:
+    """Caption a data set, or go on with the run of this name.
+
+    Raises: LotlipError; what is wrong with config, data, captioner, tracking or cluster is said
+    before anything is written.
+    """
+    uri = tracking.tracking_uri(config.tracking.uri)
+    with contextlib.suppress(tracking.AwayError):  # a server may come back
+        tracking.connect(uri)
+    manifest = _checked_source(config)
+    folder = RunFolder(open_store(config.store or str(home() / "runs")).at(config.name))
+    folder.check_claim(config, manifest.digest)
+    _check_target(config, folder)
+    if folder.read_result() is None:
+        revision = check_captioner(config)
+        with connected():
+            check_resources(config.cluster.as_cluster())
+            folder.claim(config, manifest.digest)
+            with owned(folder), _tracked(config, uri, folder, manifest, watch) as tracked:
+                watch({"kind": "started", "folder": folder.uri})
+                _caption(config, folder, manifest, revision, tracked, watch)
+                _finish(config, folder, manifest, revision, tracked)
+    else:
+        watch({"kind": "note", "text": f"{folder.uri} is done: nothing to caption"})
+    return _result(folder)
+
+
+def _checked_source(config: RelabelConfig) -> Manifest:
+    """Raises: DataError if there is none, ConfigError if it has captions of this name."""
+    manifest = read_manifest(open_store(config.source))
+    for name in config.captioners:
+        if f"long.{name}" in manifest.captions:
+            raise ConfigError(
+                f"source={config.source} has captions by {name} already: give another "
+                "captioner.name"
+            )
+    return manifest
+
+
+def _check_target(config: RelabelConfig, folder: RunFolder) -> None:
+    """Raises: DataError if something else is there, or can't be."""
+    store = open_store(config.target)
+    if store.exists(manifests.NAME):
+        found = read_manifest(store)
+        if found.made_by.get("run_folder") != folder.uri:
+            raise DataError(
+                f"target={config.target} holds another data set: give another place, or remove "
+                "that one first"
+            )
+
+
+def check_captioner(config: RelabelConfig) -> str:
+    """The revision of the model, which must be there. Raises: LotlipError."""
+    captioner = config.captioner
+    if captioner.huggingface.model:
+        return resolve(captioner.huggingface)[1]
+    check_endpoint(captioner.endpoint)
+    return captioner.endpoint.revision
+
+
+@contextmanager
+def _tracked(
+    config: RelabelConfig, uri: str, folder: RunFolder, manifest: Manifest, watch: Watch
+) -> Iterator[TrackedRun]:
+    """The MLflow run of the relabelling."""
+    about = {
+        "kind": "relabel",
+        "data": open_store(config.source).uri,
+        "data_manifest": manifest.digest,
+        "run_folder": folder.uri,
+    }
+    with tracked_folder(
+        folder,
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        params=flat(to_dict(config)),
+        tags={**code_tags(), **about},
+        note=lambda text: watch({"kind": "note", "text": text}),
+    ) as tracked:
+        tracked.log_file("config.yaml", dump_config(config).encode())
+        tracked.log_dataset(config.source, digest=manifest.digest, context="captioned")
+        yield tracked
+
+
+def _caption(
+    config: RelabelConfig,
+    folder: RunFolder,
+    manifest: Manifest,
+    revision: str,
+    tracked: TrackedRun,
+    watch: Watch,
+) -> None:
+    """Commit the shards that aren't yet. Raises: LotlipError."""
+    before = RelabelFolder(folder.store).entries()
+    _check_same_model(before.values(), revision)
+    left = [shard for shard in manifest.shards if shard.name not in before]
+    if not left:
+        return
+    account = Account(config, manifest, [entry.tally for entry in before.values()])
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox)
+    mailbox = mailbox.options(scheduling_strategy=beside_driver()).remote()
+    work = Work(config=config, folder=folder.uri, revision=revision)
+    with _following(mailbox, account, tracked, watch):
+        for result in _in_pool(config, work, left, mailbox):
+            if "error" in result:
+                raise result["error"]
+            account.take_shard(Tally(**json.loads(result["tally"])))
+
+
+@contextmanager
+def _following(mailbox: Any, account: Account, tracked: TrackedRun, watch: Watch) -> Iterator[None]:
+    """Tell how it goes, beside Ray Data, which has the main thread."""
+    ended = threading.Event()
+
+    def look() -> None:
+        with contextlib.suppress(RayError):  # the main thread learns of that, too
+            for event in ray.get(mailbox.take.remote()):
+                account.take(event)
+        tracked.attend()
+        watch({"kind": "captioned", **account.progress()})
+        if due := account.due_metrics():
+            tracked.log_metrics(due, step=account.num_answers)
+
+    def follow() -> None:
+        while not ended.wait(_LOOK_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    look()
+
+
+def _in_pool(
+    config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any
+) -> Iterator[dict[str, Any]]:
+    """The result of each shard, as they get ready. Raises: ClusterError if Ray gives up."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    environment = {**store_environment(), **{k: v for k, v in os.environ.items() if k == KEY}}
+    rows = [{"shard": json.dumps(asdict(shard))} for shard in shards]
+    pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _ShardActor,
+        fn_constructor_args=(work, mailbox, environment),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(
+            size=min(config.cluster.num_workers, len(rows)), max_tasks_in_flight_per_actor=1
+        ),
+        num_cpus=config.cluster.cpus_per_worker,
+        num_gpus=config.cluster.gpus_per_worker,
+    )
+    try:
+        for row in pool.iter_rows():
+            yield _unpacked(row)
+    except RayError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise ClusterError(
+            f"Ray could not go on: {reason}; what is answered is kept, run the command again"
+        ) from error
+
+
+class _ShardActor:
+    """Captions shards, one after another, with a model or a client that it keeps."""
+
+    def __init__(self, work: Work, mailbox: Any, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
+        self._work, self._mailbox = work, mailbox
+        self._captioner: Captioner | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        content = json.loads(str(batch["shard"][0]))
+        shard = Shard(**{**content, "offsets": tuple(content["offsets"])})
+        teller = _Teller(self._mailbox)
+        try:
+            num_begun: Any = ray.get(self._mailbox.begin.remote(shard.name))
+            if num_begun > _MOST_DEATHS + 1:
+                raise ClusterError(
+                    f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "
+                    "memory, lower captioner.huggingface.batch_size or cluster.num_workers"
+                )
+            if self._captioner is None:
+                self._captioner = captioner_of(self._work.config)
+            entry = relabel_shard(self._work, shard, self._captioner, teller.tell)
+        except LotlipError as error:
+            # As a value: Ray Data would try again what it takes for an accident.
+            return _packed({"kind": type(error).__name__, "error": str(error), "tally": ""})
+        finally:
+            teller.flush()
+        return _packed({"kind": "", "error": "", "tally": json.dumps(asdict(entry.tally))})
+
+
+class _Teller:
+    """Sums up what is answered, and tells the driver now and then."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._sum: dict[str, float] = {}
+        self._told_s = time.monotonic()
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        for name, value in event.items():
+            self._sum[name] = self._sum.get(name, 0) + value
+        if time.monotonic() - self._told_s > _TELL_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._sum:
+            self._mailbox.put.remote(self._sum)
+            self._sum, self._told_s = {}, time.monotonic()
+
+
+def captioner_of(config: RelabelConfig) -> Captioner:
+    """The captioner that the config names, in this process. Raises: LotlipError."""
+    captioner, system = config.captioner, config.prompts.system
+    if captioner.huggingface.model:
+        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+        return HuggingFaceCaptioner(
+            captioner.huggingface, config.generation, system=system, device=device
+        )
+    return EndpointCaptioner(
+        captioner.endpoint,
+        config.generation,
+        system=system,
+        num_workers=config.cluster.num_workers,
+    )
+
+
+def _packed(result: Mapping[str, str]) -> dict[str, Any]:
+    return {name: np.array([value], dtype=object) for name, value in result.items()}
+
+
+def _unpacked(row: Mapping[str, Any]) -> dict[str, Any]:
+    from lotlip import errors
+
+    if not row["kind"]:
+        return {"tally": row["tally"]}
+    return {"error": getattr(errors, row["kind"], LotlipError)(row["error"])}
+
+
+def _check_same_model(entries: Any, revision: str) -> None:
+    """Raises: ConfigError if the model has become another one since the run began."""
+    for entry in entries:
+        if entry.revision != revision:
+            raise ConfigError(
+                f"{entry.shard.name} was captioned by revision {entry.revision or 'unknown'}, the "
+                f"model now is {revision or 'unknown'}: bring the old one back (a revision of the "
+                "hub can be named), or give this run another name and target"
+            )
+
+
+def _finish(
+    config: RelabelConfig,
+    folder: RunFolder,
+    manifest: Manifest,
+    revision: str,
+    tracked: TrackedRun,
+) -> None:
+    """Write the manifest, and what has become of it all. Raises: DataError if a shard is gone."""
+    kept, target = RelabelFolder(folder.store), open_store(config.target)
+    entries = kept.entries()
+    in_order = [entries[shard.name] for shard in manifest.shards]
+    _check_there(target, in_order)
+    count, tally = CaptionCount(), Tally()
+    failed: dict[str, int] = {}
+    for entry in in_order:
+        count.add_summary(entry.captions)
+        tally += entry.tally
+        for rule, number in entry.failed.items():
+            failed[rule] = failed.get(rule, 0) + number
+    made_by = {
+        "command": "relabel",
+        "run_folder": folder.uri,
+        "source": open_store(config.source).uri,
+        "source_digest": manifest.digest,
+        "captioner": config.captioner.name,
+        **settings(config, revision),
+        "prompts": to_dict(config.prompts),
+        "source_made_by": dict(manifest.made_by),
+    }
+    made = Manifest(
+        shards=tuple(entry.shard for entry in in_order),
+        captions=count.summary(),
+        made_by=made_by,
+    )
+    write_manifest(target, made)
+    account = Account(config, manifest, [tally]).totals()
+    result = {
+        "uri": target.uri,
+        "digest": made.digest,
+        "num_shards": len(in_order),
+        "tally": asdict(tally),
+        "failed": failed,
+        "account": account,
+    }
+    folder.write_result(result)
+    kept.forget_answers()
+    tracked.log_metrics(account, step=tally.num_answers)
+    tracked.log_file("result.json", json.dumps(result, indent=1).encode())
+    tracked.tag({"captioned_data": target.uri, "captioned_manifest": made.digest})
+
+
+def _check_there(target: Any, entries: Sequence[Entry]) -> None:
+    found = target.versions("")
+    for entry in entries:
+        shard = entry.shard
+        if shard.name not in found or found[shard.name].num_bytes != shard.num_bytes:
+            raise DataError(
+                f"{target.uri}/{shard.name} is not what was written there: with Ray on several "
+                "machines use an s3:// address or a folder that all of them see, and let nobody "
+                "else write there"
+            )
+
+
+def _result(folder: RunFolder) -> Relabelled:
+    result, tracked = folder.read_result(), folder.read_tracked()
+    if result is None:
+        raise ClusterError(f"the run ended without a result in {folder.uri}: run it again")
+    return Relabelled(
+        **{**result, "tally": Tally(**result["tally"])},
+        folder=folder.uri,
+        run_id=tracked.get("run_id", ""),
+    )

@@ -1,0 +1,94 @@
+"""Captions by a LLaVA of a few thousand random weights: the path of a large one."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from tiny_llava import make_tiny_llava
+
+from lotlip.data.scenes import make_sample
+from lotlip.errors import CheckpointError, ConfigError
+from lotlip.relabel.asking import Answer, GenerationConfig, Place, PromptConfig, make_request
+from lotlip.relabel.huggingface import HuggingFaceCaptioner, HuggingFaceConfig, resolve
+
+PROMPTS = PromptConfig(texts={"one": "the castle", "two": "the garden with two trees"})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llava(tmp_path_factory.mktemp("tiny"))
+
+
+def captions(
+    model: Path, *, batch_size: int = 4, num: int = 8, **generation: float
+) -> list[Answer]:
+    settings = GenerationConfig(**{"max_tokens": 16, **generation})  # type: ignore[arg-type]
+    config = HuggingFaceConfig(model=str(model), batch_size=batch_size)
+    captioner = HuggingFaceCaptioner(config, settings, system="", device="cpu")
+    requests = [make_request(make_sample(0, i), "s", Place(0, i, 0), PROMPTS) for i in range(num)]
+    found: list[Answer] = []
+
+    def keep(answers: list[Answer]) -> Future[None]:
+        found.extend(answers)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    captioner.answer((requests[i : i + batch_size] for i in range(0, num, batch_size)), keep)
+    return found
+
+
+def test_each_image_gets_a_caption_that_depends_on_it(tiny: Path):
+    answers = captions(tiny)
+    assert [answer.place.sample for answer in answers] == list(range(8))
+    assert len({answer.text for answer in answers}) > 2
+    for answer in answers:
+        assert "<" not in answer.text, "no control tokens"
+        assert 1 <= answer.output_tokens <= 16
+        assert answer.is_whole or answer.output_tokens == 16
+        assert answer.input_tokens > 16, "its patches, and the prompt"
+        assert not answer.text.startswith(PROMPTS.texts[answer.prompt]), "the prompt is not in it"
+
+
+def test_greedy_captions_are_the_same_again(tiny: Path):
+    assert captions(tiny) == captions(tiny)
+
+
+def test_a_batch_that_is_padded_says_what_single_images_say(tiny: Path):
+    together = [answer.text for answer in captions(tiny, batch_size=8)]
+    alone = [answer.text for answer in captions(tiny, batch_size=1)]
+    assert together == alone
+
+
+def test_drawn_captions_are_the_same_again_too(tiny: Path):
+    drawn = captions(tiny, temperature=1.0)
+    assert drawn == captions(tiny, temperature=1.0)
+    assert [a.text for a in drawn] != [a.text for a in captions(tiny)]
+
+
+def test_what_is_cut_at_the_most_tokens_is_told(tiny: Path):
+    answers = captions(tiny, max_tokens=2)
+    assert any(not answer.is_whole and answer.output_tokens == 2 for answer in answers)
+
+
+def test_a_folder_is_known_by_its_content(tiny: Path, tmp_path: Path):
+    folder, revision = resolve(HuggingFaceConfig(model=str(tiny)))
+    assert folder == tiny
+    assert revision.startswith("sha256:")
+    assert resolve(HuggingFaceConfig(model=str(tiny)))[1] == revision
+    other = make_tiny_llava(tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    assert resolve(HuggingFaceConfig(model=str(other)))[1] != revision
+
+
+def test_a_model_that_is_not_there_or_of_another_kind_is_one_line(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"huggingface\.model=/nowhere/x: no such folder"):
+        resolve(HuggingFaceConfig(model="/nowhere/x"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="can't be loaded as an image-text-to-text") as error:
+        captions(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"captioner\.huggingface\.batch_size=0"):
+        HuggingFaceConfig(model="x", batch_size=0)
