@@ -20,6 +20,8 @@ from lotlip.errors import ConfigError, DataError
 
 MAX_PIXELS = 100_000_000  # more is taken for an attack or a mistake
 _REDUCIBLE = ("JPEG", "MPO")
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_QUALITY = 92
 _REDUCED = 1.25
 """What is decoded at reduced size has at least so many times the pixels it is resized to, in each
 direction: it then differs from the whole image, resized, no more than bilinear from bicubic."""
@@ -87,6 +89,25 @@ def _explained() -> Iterator[None]:
         raise DataError("image does not decode: it is of no known format") from error
     except Exception as error:  # each of Pillow's decoders has errors of its own
         raise DataError(f"image does not decode: {error}") from error
+
+
+def stored(encoded: bytes, *, longest_side_px: int = 0) -> tuple[bytes, str]:
+    """The image as shards keep it, and its suffix there: as it is, or as a JPEG.
+
+    Made anew is what has another format than JPEG, PNG or WebP, or a side longer than
+    `longest_side_px`, if that isn't 0. Raises: DataError, see `decode`; it is decoded whole.
+    """
+    opened = _opened(encoded)
+    suffix = _SUFFIXES.get(opened.format or "", "")
+    image = _decoded(opened)
+    is_large = 0 < longest_side_px < max(image.size)
+    if suffix and not is_large:
+        return encoded, suffix
+    if is_large:
+        image.thumbnail((longest_side_px, longest_side_px), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue(), "jpg"
 
 
 def centre_crop(image: Image.Image, size_px: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lotlip.errors import ConfigError, DataError
+from lotlip.ingest.rows import FORMATS
 from lotlip_platform.progress import say
 
 
@@ -29,6 +30,8 @@ def add_verbs(verbs: Any) -> None:
     )
     scenes.set_defaults(run=_scenes)
 
+    _add_ingest(actions)
+
     check = actions.add_parser("check", help="every shard, sample and image, against the manifest")
     check.add_argument("uri")
     check.add_argument("--json", action="store_true")
@@ -47,6 +50,39 @@ def add_verbs(verbs: Any) -> None:
     show.add_argument("--start", type=int, default=0, metavar="N", help="the first sample to show")
     show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG")
     show.set_defaults(run=_show)
+
+
+def _add_ingest(actions: Any) -> None:
+    ingest = actions.add_parser(
+        "ingest", help="published captions and their images: shards and a manifest; it resumes"
+    )
+    ingest.add_argument("source", metavar="SRC", help="a caption file, or a folder of them")
+    ingest.add_argument("target", metavar="DEST", help="a folder or s3://BUCKET/PREFIX")
+    ingest.add_argument("--format", required=True, help=", ".join(FORMATS))
+    ingest.add_argument(
+        "--images", required=True, metavar="I", help="url, a folder of images, or FOLDER/*.tar"
+    )
+    ingest.add_argument(
+        "--columns",
+        default="",
+        metavar="TARGET=COLUMN,...",
+        help="of csv, jsonl and parquet: image=url,short=caption,long.llava=text,sha256=hash",
+    )
+    ingest.add_argument("--shard-size", type=int, default=1000, metavar="N", help="rows of one")
+    ingest.add_argument("--strip", default="", metavar="PREFIX", help="of the images' paths")
+    ingest.add_argument("--longest-side", type=int, default=0, metavar="PX", help="shrink to this")
+    ingest.add_argument("--origin", default="", help="recorded as the samples' source")
+    ingest.add_argument("--licence", default="", help="recorded as the samples' licence")
+    ingest.add_argument(
+        "--download",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of --images url: requests_per_s, per_host, concurrency, timeout_s, max_attempts, "
+        "max_bytes, user_agent, private_hosts",
+    )
+    ingest.add_argument("--json", action="store_true")
+    ingest.set_defaults(run=_ingest)
 
 
 def write_out(path: Path, content: bytes, what: str = "picture") -> None:
@@ -76,6 +112,59 @@ def _scenes(arguments: argparse.Namespace) -> None:
         f"{arguments.destination}: {manifest.num_samples:,} samples in {len(manifest.shards)} "
         f"shards, {manifest.num_bytes / 1e6:.1f} MB, digest {manifest.digest}"
     )
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.config import values_of
+
+    values = {
+        "source": arguments.source,
+        "target": arguments.target,
+        "format": arguments.format,
+        "images": arguments.images,
+        "columns": _columns(arguments.columns),
+        "shard_size": arguments.shard_size,
+        "strip": arguments.strip,
+        "longest_side_px": arguments.longest_side,
+        "origin": arguments.origin,
+        "licence": arguments.licence,
+        "download": values_of(arguments.download),
+    }
+    from lotlip.configuration import from_dict
+    from lotlip_platform.ingest_config import IngestConfig
+
+    config = from_dict(IngestConfig, values)
+    from lotlip_platform.ingest import ingest
+    from lotlip_platform.progress import bar
+
+    with bar("ingest", "row") as shown:
+        result = ingest(
+            config,
+            lambda counts: shown.show(counts["rows"], 0, f"{counts['rejected']:,} rejected"),
+        )
+    if arguments.json:
+        print(json.dumps(asdict(result), indent=1))
+        return
+    print(
+        f"{result.uri}: {result.num_written:,} samples in {result.num_shards} shards, digest "
+        f"{result.digest}\n{result.num_rows:,} rows = {result.num_written:,} written + "
+        f"{result.num_rejected:,} rejected"
+    )
+    if result.num_rejected:
+        reasons = ", ".join(f"{kind} {number:,}" for kind, number in result.reasons.items())
+        print(f"rejected for: {reasons}; each with its reason in {result.rejected}")
+    if result.hosts:
+        hosts = ", ".join(f"{host} {number:,}" for host, number in result.hosts.items())
+        print(f"hosts with most images that did not come: {hosts}")
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Raises: ConfigError."""
+    pairs = [one.partition("=") for one in text.split(",") if one]
+    for name, _, column in pairs:
+        if not name or not column:
+            raise ConfigError(f"--columns {text!r} is not of the form TARGET=COLUMN,...")
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -62,7 +62,7 @@ def _told(result: Relabelled) -> str:
         f"{result.uri}: {tally.num_samples:,} samples in {result.num_shards} shards, digest "
         f"{result.digest}",
         f"{tally.num_captions:,} captions kept, {tally.num_dropped:,} dropped, "
-        f"{tally.num_unusable:,} samples unusable (reasons in {result.folder}/dropped)",
+        f"{tally.num_unusable:,} samples unusable (reasons in {result.folder}/rejected)",
     ]
     if result.failed:
         failed = ", ".join(f"{rule} {number:,}" for rule, number in sorted(result.failed.items()))

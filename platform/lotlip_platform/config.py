@@ -42,6 +42,16 @@ def load_values(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return _merged(find_config(file), overrides)
 
 
+def values_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """The plain values of `key=value` arguments alone. Raises: ConfigError."""
+    merged = OmegaConf.create({})
+    for argument in arguments:
+        merged = _overridden(merged, argument)
+    values = OmegaConf.to_container(merged)
+    assert isinstance(values, dict), "what a group of keys is"
+    return {str(key): value for key, value in values.items()}
+
+
 def build_config(cls: type[T], values: dict[str, Any]) -> T:
     """The config of plain values, the model's preset filled in. Raises: ConfigError."""
     if isinstance(values.get("model"), dict):

@@ -19,6 +19,7 @@ from aiolimiter import AsyncLimiter
 from PIL import Image
 
 from lotlip.errors import ClusterError, ConfigError, LotlipError
+from lotlip.images import stored
 from lotlip.relabel.asking import Answer, GenerationConfig, Keep, Request
 from lotlip_platform.redaction import redacted
 
@@ -321,15 +322,10 @@ def _text(completion: Any) -> tuple[str, _Fault]:
 
 def _image(encoded: bytes, longest_side_px: int) -> tuple[bytes, str]:
     """The image as it is sent, and its kind."""
+    if longest_side_px:
+        encoded, _ = stored(encoded, longest_side_px=longest_side_px)
     with Image.open(io.BytesIO(encoded)) as image:
-        kind = (image.format or "jpeg").lower()
-        if not longest_side_px or max(image.size) <= longest_side_px:
-            return encoded, kind
-        smaller = image.convert("RGB")
-    smaller.thumbnail((longest_side_px, longest_side_px))
-    buffer = io.BytesIO()
-    smaller.save(buffer, "JPEG", quality=92)
-    return buffer.getvalue(), "jpeg"
+        return encoded, (image.format or "jpeg").lower()
 
 
 def _retry_after_s(text: str) -> float:

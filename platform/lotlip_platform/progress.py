@@ -30,19 +30,22 @@ class Bar:
         self._began: tuple[float, int] | None = None
 
     def show(self, done: int, total: int, note: str = "") -> None:
-        """Bring the display up to date."""
+        """Bring the display up to date. A `total` of 0 is not known."""
         if self._began is None:
             self._began = time.monotonic(), done
         if self._live:
             if self._bar is None:
                 self._bar = tqdm(
-                    total=total, initial=done, desc=self._title, unit=f" {self._unit}", leave=True
+                    total=total or None, initial=done, desc=self._title, unit=f" {self._unit}"
                 )
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._told > _LINE_EVERY_S or (done >= total and not self._done):
-            self._told, self._done = time.monotonic(), done >= total
-            say(f"{self._title}: {done:,}/{total:,} {self._unit}s{self._left(done, total)}  {note}")
+            return
+        is_done = 0 < total <= done
+        if time.monotonic() - self._told > _LINE_EVERY_S or (is_done and not self._done):
+            self._told, self._done = time.monotonic(), is_done
+            of = f"/{total:,}" if total else ""
+            say(f"{self._title}: {done:,}{of} {self._unit}s{self._left(done, total)}  {note}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -52,7 +55,7 @@ class Bar:
     def _left(self, done: int, total: int) -> str:
         assert self._began is not None
         start, at_start = self._began
-        if done <= at_start or done >= total:
+        if done <= at_start or done >= total:  # or it isn't known
             return ""
         seconds = (time.monotonic() - start) * (total - done) / (done - at_start)
         return f", {seconds:.0f} s left"

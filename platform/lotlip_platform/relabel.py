@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import threading
 import time
@@ -17,17 +16,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
-from lotlip.data.shards import CaptionCount
-from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
+from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip.relabel.asking import Captioner
 from lotlip.relabel.huggingface import HuggingFaceCaptioner, resolve
 from lotlip_platform import tracking
@@ -39,12 +37,14 @@ from lotlip_platform.listener import Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.ownership import owned
+from lotlip_platform.ray_data import quiet_ray_data, result_of, results
 from lotlip_platform.relabel_account import Account
 from lotlip_platform.relabel_config import RelabelConfig, settings
-from lotlip_platform.relabel_folder import Entry, RelabelFolder, Tally
+from lotlip_platform.relabel_folder import RelabelFolder, Tally
 from lotlip_platform.relabel_shard import Work, relabel_shard
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import check_resources
+from lotlip_platform.shard_ledger import ShardLedger, counted, manifest_of
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_folder import tracked_folder
 from lotlip_platform.tracked_run import TrackedRun
@@ -166,20 +166,18 @@ def _caption(
     watch: Watch,
 ) -> None:
     """Commit the shards that aren't yet. Raises: LotlipError."""
-    before = RelabelFolder(folder.store).entries()
+    before = ShardLedger(folder.store).entries()
     _check_same_model(before.values(), revision)
     left = [shard for shard in manifest.shards if shard.name not in before]
     if not left:
         return
-    account = Account(config, manifest, [entry.tally for entry in before.values()])
+    account = Account(config, manifest, [Tally(**entry.counts) for entry in before.values()])
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox)
     mailbox = mailbox.options(scheduling_strategy=beside_driver()).remote()
     work = Work(config=config, folder=folder.uri, revision=revision)
     with _following(mailbox, account, tracked, watch):
-        for result in _in_pool(config, work, left, mailbox):
-            if "error" in result:
-                raise result["error"]
-            account.take_shard(Tally(**json.loads(result["tally"])))
+        for tally in _in_pool(config, work, left, mailbox):
+            account.take_shard(tally)
 
 
 @contextmanager
@@ -212,12 +210,9 @@ def _following(mailbox: Any, account: Account, tracked: TrackedRun, watch: Watch
 
 def _in_pool(
     config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any
-) -> Iterator[dict[str, Any]]:
-    """The result of each shard, as they get ready. Raises: ClusterError if Ray gives up."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+) -> Iterator[Tally]:
+    """The tally of each shard, as they get ready. Raises: LotlipError."""
+    quiet_ray_data()
     environment = {**store_environment(), **{k: v for k, v in os.environ.items() if k == KEY}}
     rows = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -231,14 +226,8 @@ def _in_pool(
         num_cpus=config.cluster.cpus_per_worker,
         num_gpus=config.cluster.gpus_per_worker,
     )
-    try:
-        for row in pool.iter_rows():
-            yield _unpacked(row)
-    except RayError as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise ClusterError(
-            f"Ray could not go on: {reason}; what is answered is kept, run the command again"
-        ) from error
+    for text in results(pool):
+        yield Tally(**json.loads(text))
 
 
 class _ShardActor:
@@ -249,26 +238,25 @@ class _ShardActor:
         self._work, self._mailbox = work, mailbox
         self._captioner: Captioner | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
         content = json.loads(str(batch["shard"][0]))
         shard = Shard(**{**content, "offsets": tuple(content["offsets"])})
+        return result_of(lambda: json.dumps(self._relabel(shard)))
+
+    def _relabel(self, shard: Shard) -> Mapping[str, Any]:
+        num_begun: Any = ray.get(self._mailbox.begin.remote(shard.name))
+        if num_begun > _MOST_DEATHS + 1:
+            raise ClusterError(
+                f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "
+                "memory, lower captioner.huggingface.batch_size or cluster.num_workers"
+            )
+        if self._captioner is None:
+            self._captioner = captioner_of(self._work.config)
         teller = _Teller(self._mailbox)
         try:
-            num_begun: Any = ray.get(self._mailbox.begin.remote(shard.name))
-            if num_begun > _MOST_DEATHS + 1:
-                raise ClusterError(
-                    f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "
-                    "memory, lower captioner.huggingface.batch_size or cluster.num_workers"
-                )
-            if self._captioner is None:
-                self._captioner = captioner_of(self._work.config)
-            entry = relabel_shard(self._work, shard, self._captioner, teller.tell)
-        except LotlipError as error:
-            # As a value: Ray Data would try again what it takes for an accident.
-            return _packed({"kind": type(error).__name__, "error": str(error), "tally": ""})
+            return relabel_shard(self._work, shard, self._captioner, teller.tell).counts
         finally:
             teller.flush()
-        return _packed({"kind": "", "error": "", "tally": json.dumps(asdict(entry.tally))})
 
 
 class _Teller:
@@ -307,18 +295,6 @@ def captioner_of(config: RelabelConfig) -> Captioner:
     )
 
 
-def _packed(result: Mapping[str, str]) -> dict[str, Any]:
-    return {name: np.array([value], dtype=object) for name, value in result.items()}
-
-
-def _unpacked(row: Mapping[str, Any]) -> dict[str, Any]:
-    from lotlip import errors
-
-    if not row["kind"]:
-        return {"tally": row["tally"]}
-    return {"error": getattr(errors, row["kind"], LotlipError)(row["error"])}
-
-
 def _check_same_model(entries: Any, revision: str) -> None:
     """Raises: ConfigError if the model has become another one since the run began."""
     for entry in entries:
@@ -339,16 +315,10 @@ def _finish(
 ) -> None:
     """Write the manifest, and what has become of it all. Raises: DataError if a shard is gone."""
     kept, target = RelabelFolder(folder.store), open_store(config.target)
-    entries = kept.entries()
+    entries = kept.ledger.entries()
     in_order = [entries[shard.name] for shard in manifest.shards]
-    _check_there(target, in_order)
-    count, tally = CaptionCount(), Tally()
-    failed: dict[str, int] = {}
-    for entry in in_order:
-        count.add_summary(entry.captions)
-        tally += entry.tally
-        for rule, number in entry.failed.items():
-            failed[rule] = failed.get(rule, 0) + number
+    counts, failed = counted(in_order)
+    tally = Tally(**counts)
     made_by = {
         "command": "relabel",
         "run_folder": folder.uri,
@@ -359,19 +329,15 @@ def _finish(
         "prompts": to_dict(config.prompts),
         "source_made_by": dict(manifest.made_by),
     }
-    made = Manifest(
-        shards=tuple(entry.shard for entry in in_order),
-        captions=count.summary(),
-        made_by=made_by,
-    )
+    made = manifest_of(target, in_order, made_by)
     write_manifest(target, made)
     account = Account(config, manifest, [tally]).totals()
     result = {
         "uri": target.uri,
         "digest": made.digest,
-        "num_shards": len(in_order),
+        "num_shards": len(made.shards),
         "tally": asdict(tally),
-        "failed": failed,
+        "failed": dict(failed),
         "account": account,
     }
     folder.write_result(result)
@@ -379,18 +345,6 @@ def _finish(
     tracked.log_metrics(account, step=tally.num_answers)
     tracked.log_file("result.json", json.dumps(result, indent=1).encode())
     tracked.tag({"captioned_data": target.uri, "captioned_manifest": made.digest})
-
-
-def _check_there(target: Any, entries: Sequence[Entry]) -> None:
-    found = target.versions("")
-    for entry in entries:
-        shard = entry.shard
-        if shard.name not in found or found[shard.name].num_bytes != shard.num_bytes:
-            raise DataError(
-                f"{target.uri}/{shard.name} is not what was written there: with Ray on several "
-                "machines use an s3:// address or a folder that all of them see, and let nobody "
-                "else write there"
-            )
 
 
 def _result(folder: RunFolder) -> Relabelled:

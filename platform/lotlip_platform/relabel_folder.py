@@ -1,10 +1,7 @@
 """What a relabelling keeps beside its run folder's other files, until and after it is done.
 
 RUN/answers/SHARD/...jsonl          answers of shards that aren't committed yet
-RUN/dropped/SHARD.jsonl             captions that were not kept, and samples that could not be used
-RUN/shards/SHARD.json               the entry of a committed shard, written behind the shard itself
-
-A shard without an entry is no part of the data set, and is written again.
+RUN/shards, RUN/rejected            see `shard_ledger`
 """
 
 from __future__ import annotations
@@ -12,18 +9,16 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lotlip.data.manifest import Shard
 from lotlip.data.store import Store
-from lotlip.errors import CheckpointError
 from lotlip.relabel.asking import Answer, Place
+from lotlip_platform.shard_ledger import Entry, ShardLedger, stem_of
 
-_ANSWERS, _DROPPED, _ENTRIES = "answers", "dropped", "shards"
+_ANSWERS = "answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,65 +47,25 @@ class Tally:
         return Tally(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A committed shard."""
-
-    shard: Shard
-    captions: Mapping[str, Mapping[str, float]]
-    """As a manifest has them."""
-    tally: Tally
-    failed: Mapping[str, int] = field(default_factory=dict)
-    """How many answers failed each rule of the audit, kept or not."""
-    revision: str = ""
-    """Of the model."""
-
-
 class RelabelFolder:
-    """Reads and writes it. Every object is written wholly or not at all."""
+    """Answers and shards of a relabelling."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def entries(self) -> dict[str, Entry]:
-        """Of the shards that are committed, by the shard's name. Raises: CheckpointError."""
-        found = {}
-        for name in self._store.list(f"{_ENTRIES}/"):
-            try:
-                content = json.loads(self._store.read(name))
-                shard = Shard(**{**content["shard"], "offsets": tuple(content["shard"]["offsets"])})
-                tally = Tally(**content["tally"])
-                entry = Entry(**{**content, "shard": shard, "tally": tally})
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{self._store.uri}/{name} is damaged: {error!r}") from error
-            found[shard.name] = entry
-        return found
-
-    def commit(self, entry: Entry, dropped: Sequence[Mapping[str, Any]]) -> None:
-        """Make a written shard part of the data set; its answers are needed no longer."""
-        stem = _stem(entry.shard.name)
-        lines = "".join(f"{json.dumps(one)}\n" for one in dropped)
-        self._store.write(f"{_DROPPED}/{stem}.jsonl", lines.encode())
-        content = json.dumps(asdict(entry), indent=1)
-        self._store.write(f"{_ENTRIES}/{stem}.json", content.encode())
-        self._forget(stem)
-
-    def forget_answers(self) -> None:
-        """Of all shards, once they are committed."""
-        self._forget("")
+        self.ledger = ShardLedger(store)
+        self._answers = store.at(_ANSWERS)
 
     def answers(self, shard: str) -> AnswerLog:
-        return AnswerLog(self._store.at(_ANSWERS).at(_stem(shard)))
+        return AnswerLog(self._answers.at(stem_of(shard)))
 
-    def dropped(self) -> Iterator[dict[str, Any]]:
-        """Captions that were not kept, and samples that could not be used, shard by shard."""
-        for name in self._store.list(f"{_DROPPED}/"):
-            with self._store.open(name) as file:
-                yield from (json.loads(line) for line in file)
+    def commit(self, entry: Entry, rejected: Iterable[Mapping[str, Any]]) -> None:
+        """Make a written shard part of the data set; its answers are needed no longer."""
+        self.ledger.commit(entry, rejected)
+        self.forget_answers(f"{stem_of(entry.shard.name)}/")
 
-    def _forget(self, stem: str) -> None:
-        for name in self._store.list(f"{_ANSWERS}/{stem}/" if stem else f"{_ANSWERS}/"):
-            self._store.delete(name)
+    def forget_answers(self, prefix: str = "") -> None:
+        """Of a shard, or of all once they are committed."""
+        for name in self._answers.list(prefix):
+            self._answers.delete(name)
 
 
 class AnswerLog:
@@ -160,7 +115,3 @@ class AnswerLog:
             with self._lock:  # whoever waits for them asks again
                 self._pending = taken + self._pending
             raise
-
-
-def _stem(shard: str) -> str:
-    return PurePosixPath(shard).with_suffix("").as_posix()

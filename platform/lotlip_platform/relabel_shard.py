@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lotlip.data.manifest import Shard
@@ -30,7 +30,8 @@ from lotlip.images import decode
 from lotlip.relabel.asking import Answer, Captioner, Place, Request, make_request
 from lotlip.relabel.audit import faults, repeated, verdict
 from lotlip_platform.relabel_config import RelabelConfig, settings
-from lotlip_platform.relabel_folder import AnswerLog, Entry, RelabelFolder, Tally
+from lotlip_platform.relabel_folder import AnswerLog, RelabelFolder, Tally
+from lotlip_platform.shard_ledger import Entry
 from lotlip_platform.storage import open_store
 
 Tell = Callable[[dict[str, Any]], None]
@@ -69,8 +70,8 @@ def relabel_shard(work: Work, shard: Shard, captioner: Captioner, tell: Tell) ->
     entry = Entry(
         shard=written,
         captions=count.summary(),
-        tally=tally,
-        failed=dict(sorted(ledger.failed.items())),
+        counts=asdict(tally),
+        reasons=dict(sorted(ledger.failed.items())),
         revision=work.revision,
     )
     folder.commit(entry, [*ledger.unusable.values(), *ledger.dropped.values()])

@@ -27,6 +27,10 @@ WRONG = {
         "model --index data --config nowhere",
         "lotlip: there is no config nowhere; shipped",
     ),
+    "ingest.py": (
+        "SRC DEST --format csv --images url",
+        "lotlip: columns of format csv must be told",
+    ),
     "relabel.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lotlip import images
 from lotlip.errors import ConfigError, DataError
-from lotlip.images import AugmentConfig, centre_crop, decode, normalise, random_crop
+from lotlip.images import AugmentConfig, centre_crop, decode, normalise, random_crop, stored
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -259,3 +259,18 @@ def test_a_damaged_image_of_any_format_is_a_data_error():
                 damaged[place] = rng.integers(0, 256)
             with suppress(DataError):
                 decode(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "kind, suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "jpg")]
+)
+def test_images_are_stored_as_they_are_where_that_can_be(kind: str, suffix: str):
+    original = encoded(noise(40, 60), kind)
+    content, found = stored(original)
+    assert found == suffix
+    assert (content == original) == (kind != "GIF")
+    assert stored(original, longest_side_px=60) == (content, found)
+    smaller, suffix = stored(original, longest_side_px=30)
+    assert (decode(smaller).size, suffix) == ((20, 30), "jpg")
+    with pytest.raises(DataError, match="does not decode"):
+        stored(original[: len(original) // 2])

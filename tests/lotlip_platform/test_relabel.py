@@ -27,8 +27,8 @@ from lotlip_platform.datasets import make_scenes
 from lotlip_platform.local_services import local_tracking_uri
 from lotlip_platform.relabel import Relabelled, relabel
 from lotlip_platform.relabel_config import RelabelConfig
-from lotlip_platform.relabel_folder import RelabelFolder
 from lotlip_platform.relabel_trial import try_out
+from lotlip_platform.shard_ledger import ShardLedger
 from lotlip_platform.storage import open_store
 
 Event = dict[str, Any]
@@ -180,7 +180,7 @@ def test_what_an_earlier_run_committed_is_not_asked_again(
     one = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, num_workers=1))
     with pytest.raises(ConfigError, match=r"refuses the requests \(401.*enough for today"):
         relabel(one, quiet)
-    folder = RelabelFolder(FolderStore(f"{config.store}/{config.name}"))
+    folder = ShardLedger(FolderStore(f"{config.store}/{config.name}"))
     assert len(folder.entries()) == 2
     with pytest.raises(DataError, match=r"no manifest"):
         read_manifest(open_store(config.target))
@@ -188,7 +188,8 @@ def test_what_an_earlier_run_committed_is_not_asked_again(
     before = len(server.asked)
     result = relabel(config, quiet)
     check_target(config, result, server)
-    assert len(server.asked) - before == NUM_SAMPLES - 130
+    again = len(server.asked) - before - (NUM_SAMPLES - 130)
+    assert 0 <= again <= config.captioner.endpoint.concurrency, "those that were in flight"
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ from lotlip.data.store import FolderStore
 from lotlip.errors import DataError
 from lotlip_platform.relabel import captioner_of
 from lotlip_platform.relabel_config import RelabelConfig
-from lotlip_platform.relabel_folder import Entry, RelabelFolder
+from lotlip_platform.relabel_folder import RelabelFolder, Tally
 from lotlip_platform.relabel_shard import Work, relabel_shard
+from lotlip_platform.shard_ledger import Entry, ShardLedger
 from lotlip_platform.storage import open_store
 
 Start = Callable[..., CaptionServer]
@@ -84,7 +85,7 @@ def written(config: RelabelConfig, shard: Shard) -> list[Sample]:
 
 
 def dropped(config: RelabelConfig) -> list[dict[str, Any]]:
-    return list(RelabelFolder(open_store(f"{config.store}/{config.name}")).dropped())
+    return list(ShardLedger(open_store(f"{config.store}/{config.name}")).rejected())
 
 
 def scenes(number: int) -> list[Sample]:
@@ -108,14 +109,14 @@ def test_each_sample_gets_its_caption_and_how_it_was_made(start: Start, tmp_path
         how = sample.extra["captioned_by"]["c"]
         assert how["prompt"] in config.prompts.texts
         assert (how["model"], how["revision"], how["max_tokens"]) == (MODEL, "r1", 99)
-    tally = entry.tally
+    tally = Tally(**entry.counts)
     assert (tally.num_samples, tally.num_captions, tally.num_answers) == (20, 20, 20)
     assert tally.input_tokens == 600 * 20
     assert sum(event.get("input_tokens", 0) for event in told) == tally.input_tokens
     assert entry.captions["long.c"]["num"] == entry.captions["short"]["num"] == 20
     assert dropped(config) == []
     names = FolderStore(tmp_path / "runs" / "run").list()
-    assert names == ["dropped/shard-000000.jsonl", "shards/shard-000000.json"], "no answers left"
+    assert names == ["shards/shard-000000.json"], "no answers left"
 
 
 def test_several_captions_of_a_sample_have_names_and_prompts_of_their_own(
@@ -151,16 +152,14 @@ def test_what_fails_the_audit_is_asked_again_with_another_prompt_or_dropped(
     samples = written(config, entry.shard)
     assert len(samples) == 12, "each sample is there, with a new caption or without"
     assert [i for i, sample in enumerate(samples) if "c" not in sample.long] == [3]
-    assert entry.failed["refusal"] == 3
+    assert entry.reasons["refusal"] == 3
     assert len(server.asked) == 14
     assert len({(a.image, a.prompt) for a in server.asked}) == 14, "never the same question"
     (record,) = dropped(config)
     assert (record["index"], record["reasons"]) == (3, ["length", "refusal"])
     assert record["text"].startswith("I'm sorry")
-    assert (entry.tally.num_captions, entry.tally.num_dropped, entry.tally.num_answers) == (
-        *(11, 1),
-        14,
-    )
+    names = ("num_captions", "num_dropped", "num_answers")
+    assert [entry.counts[name] for name in names] == [11, 1, 14]
 
 
 def _b64(content: bytes) -> str:
@@ -191,7 +190,7 @@ def test_samples_that_cannot_be_used_are_recorded(start: Start, tmp_path: Path):
     assert len(written(config, entry.shard)) == 30
     (record,) = dropped(config)
     assert (record["index"], record["key"]) == (4, samples[4].key)
-    assert (entry.tally.num_captions, entry.tally.num_unusable) == (29, 1)
+    assert (entry.counts["num_captions"], entry.counts["num_unusable"]) == (29, 1)
 
 
 def test_the_same_caption_too_often_is_dropped(start: Start, tmp_path: Path):
@@ -202,7 +201,7 @@ def test_the_same_caption_too_often_is_dropped(start: Start, tmp_path: Path):
     config = config_of(tmp_path, endpoint(server), audit=audit)
     entry = run(config)
     assert [("c" in s.long) for s in written(config, entry.shard)] == [True] * 4 + [False] * 6
-    assert entry.failed == {"duplicate": 6}
+    assert entry.reasons == {"duplicate": 6}
 
 
 def start_process(config: RelabelConfig, folder: Path) -> subprocess.Popen[bytes]:

@@ -78,15 +78,15 @@ def counts(root: str, server: CaptionServer, num_scenes: int) -> bool:
     """Print what there is; whether it is what there ought to be."""
     from lotlip.data.manifest import read_manifest
     from lotlip.data.shards import read_samples
-    from lotlip_platform.relabel_folder import RelabelFolder
+    from lotlip_platform.shard_ledger import ShardLedger
     from lotlip_platform.storage import open_store
 
     store = open_store(f"{root}/both")
     manifest = read_manifest(store)
     keys: Counter[str] = Counter()
     captions: dict[str, list[str]] = {"describer": [], "tiny": []}
-    folder = RelabelFolder(open_store(f"{root}/runs/tiny"))
-    dropped = sum(1 for record in folder.dropped() if "draw" in record)
+    ledger = ShardLedger(open_store(f"{root}/runs/tiny"))
+    dropped = sum(1 for record in ledger.rejected() if "draw" in record)
     for sample in read_samples(store, manifest):
         keys[sample.key] += 1
         for name, found in captions.items():

@@ -1,0 +1,1 @@
+"""Published captions, as their authors wrote them, to rows that all look alike."""

@@ -1,0 +1,156 @@
+"""One shard of an ingest: captions and their images put together, written, committed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lotlip.data.sample import Sample
+from lotlip.data.shards import CaptionCount, write_shard
+from lotlip.errors import DataError
+from lotlip.images import stored
+from lotlip.ingest.rows import BadRow, CaptionRow
+from lotlip_platform.downloads import Fetched, download, hosts_of, is_url
+from lotlip_platform.ingest_config import URLS, IngestConfig
+from lotlip_platform.shard_ledger import Entry, ShardLedger
+from lotlip_platform.storage import open_store
+
+_READERS = 16
+"""Images of a folder read at once."""
+
+Found = tuple[CaptionRow, Fetched]
+
+
+def write_rows(
+    config: IngestConfig,
+    work: str,
+    name: str,
+    rows: Sequence[CaptionRow],
+    bad: Sequence[BadRow],
+    found: Iterable[Found],
+) -> Entry:
+    """Write and commit a shard of `rows`, with what was found of their images in any order.
+
+    `bad` are rows between them that are no captions. Raises: DataError, ConfigError for the store.
+    """
+    ledger, target, count = _Ledger(bad), open_store(config.target), CaptionCount()
+
+    def samples() -> Iterator[Sample]:
+        for row, fetched in _in_order(rows, found):
+            sample = ledger.sample(config, row, fetched)
+            if sample is not None:
+                count.add(sample)
+                yield sample
+
+    shard = write_shard(target, name, samples())
+    if not shard.num_samples:
+        target.delete(name)
+    num_rejected = len(ledger.records)
+    entry = Entry(
+        shard=shard,
+        captions=count.summary(),
+        counts={
+            "rows": len(rows) + len(bad),
+            "written": shard.num_samples,
+            "rejected": num_rejected,
+        },
+        reasons=dict(sorted(ledger.reasons.items())),
+    )
+    ShardLedger(open_store(work)).commit(entry, ledger.records)
+    return entry
+
+
+def fetched(config: IngestConfig, rows: Sequence[CaptionRow], num_workers: int) -> Iterator[Found]:
+    """The images of the rows from where the config says, in any order. Raises: DataError."""
+    if config.images == URLS:
+        urls = {place: row.image for place, row in enumerate(rows)}
+        for place, one in download(urls, config.download, num_workers=num_workers):
+            yield rows[place], one
+        return
+    store = open_store(config.images)
+
+    def read(row: CaptionRow) -> Fetched:
+        path = path_of(row.image, config.strip)
+        try:
+            return Fetched(content=store.read(path))
+        except DataError as error:
+            if not store.exists(path):
+                return Fetched(kind="missing", reason=f"{store.uri} has no {path}")
+            raise error
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from zip(rows, pool.map(read, rows), strict=True)
+
+
+def path_of(image: str, strip: str) -> str:
+    """Where it lies below the images' folder."""
+    return image.removeprefix(strip).lstrip("/")
+
+
+def _in_order(rows: Sequence[CaptionRow], found: Iterable[Found]) -> Iterator[Found]:
+    """As the rows are, so that the same rows give the same shard; what comes early waits."""
+    waiting: dict[int, Fetched] = {}
+    arriving = iter(found)
+    for row in rows:
+        while row.number not in waiting:
+            other, fetched = next(arriving)
+            waiting[other.number] = fetched
+        yield row, waiting.pop(row.number)
+
+
+class _Ledger:
+    """What did not become a sample."""
+
+    def __init__(self, bad: Sequence[BadRow]) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.reasons: Counter[str] = Counter()
+        for row in bad:
+            self._reject({"row": row.number, "where": row.where}, row.kind, row.reason)
+
+    def sample(self, config: IngestConfig, row: CaptionRow, fetched: Fetched) -> Sample | None:
+        """The sample, unless something is wrong with it."""
+        kind, reason = fetched.kind, fetched.reason
+        if not kind and (wrong := _wrong_sum(row.checksum, fetched.content)):
+            kind, reason = "checksum", wrong
+        if not kind:
+            try:
+                image, suffix = stored(fetched.content, longest_side_px=config.longest_side_px)
+                return _sample(config, row, fetched.content, image, suffix)
+            except DataError as error:
+                kind, reason = "image", str(error)
+        host = hosts_of([row.image])[0] if is_url(row.image) else ""
+        record = {"row": row.number, "image": row.image, **({"host": host} if host else {})}
+        self._reject(record, kind, reason)
+        return None
+
+    def _reject(self, record: dict[str, Any], kind: str, reason: str) -> None:
+        self.records.append({**record, "kind": kind, "reason": reason})
+        self.reasons[kind] += 1
+
+
+def _sample(
+    config: IngestConfig, row: CaptionRow, original: bytes, image: bytes, suffix: str
+) -> Sample:
+    extra = dict(row.extra)
+    return Sample(
+        key=f"{row.number:010d}",
+        image=image,
+        image_suffix=suffix,
+        short=row.short,
+        long=row.long,
+        source=str(extra.pop("source", "") or config.origin),
+        licence=str(extra.pop("licence", "") or config.licence),
+        extra={**extra, "image": row.image, "sha256": hashlib.sha256(original).hexdigest()},
+    )
+
+
+def _wrong_sum(checksum: str, content: bytes) -> str:
+    """What is wrong with the image's checksum; empty if it is right, or there is none."""
+    kind, _, wanted = checksum.partition(":")
+    if not kind:
+        return ""
+    found = hashlib.new(kind, content).hexdigest()
+    return "" if found == wanted else f"{kind} is {found}, the row says {wanted}"
