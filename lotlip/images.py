@@ -97,12 +97,19 @@ def stored(encoded: bytes, *, longest_side_px: int = 0) -> tuple[bytes, str]:
     Made anew is what has another format than JPEG, PNG or WebP, or a side longer than
     `longest_side_px`, if that isn't 0. Raises: DataError, see `decode`; it is decoded whole.
     """
-    opened = _opened(encoded)
-    suffix = _SUFFIXES.get(opened.format or "", "")
-    image = _decoded(opened)
-    is_large = 0 < longest_side_px < max(image.size)
+    image = _opened(encoded)
+    suffix, longest = _SUFFIXES.get(image.format or "", ""), max(image.size)
+    is_large = 0 < longest_side_px < longest
     if suffix and not is_large:
+        if image.format in _REDUCIBLE:
+            # All of its data is read, but few of its pixels are made.
+            image.draft(None, (1, 1))
+        _decoded(image)
         return encoded, suffix
+    if is_large and image.format in _REDUCIBLE:
+        least = _REDUCED * longest_side_px / longest
+        _reduce(image, image.width * least, image.height * least)
+    image = _decoded(image)
     if is_large:
         image.thumbnail((longest_side_px, longest_side_px), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

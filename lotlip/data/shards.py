@@ -47,26 +47,35 @@ def write_members(store: Store, name: str, samples: Iterable[RawSample]) -> Shar
     """Like `write_shard`, from the members of samples as webdataset takes them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
-        num_samples = 0
+        num_samples, offsets, last = 0, [], None
         try:
             with TarWriter(str(path), mtime=0, user="lotlip", group="lotlip") as writer:
                 for sample in samples:
+                    if sample["__key__"] == last:
+                        raise DataError(
+                            f"{name}: samples {num_samples - 1} and {num_samples} share the key "
+                            f"{last}, so they could not be told apart: rename them"
+                        )
+                    if num_samples % SEEK_EVERY == 0:
+                        offsets.append(writer.tarstream.offset)
                     writer.write(dict(sample))
-                    num_samples += 1
+                    num_samples, last = num_samples + 1, sample["__key__"]
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            num_bytes = path.stat().st_size
         except OSError as error:
             raise DataError(
                 f"cannot write {path}: {error.strerror or error}; free some space, or set TMPDIR "
                 "to a folder elsewhere"
             ) from error
-        with path.open("rb") as file:
-            shard = described(file, name)
-        if shard.num_samples != num_samples:
-            raise DataError(
-                f"{name}: of {num_samples} samples only {shard.num_samples} could be told apart: "
-                "neighbours share their key; rename them"
-            )
         store.write_file(name, path)
-        return shard
+    return Shard(
+        name=name,
+        num_samples=num_samples,
+        num_bytes=num_bytes,
+        sha256=sha256,
+        offsets=tuple(offsets),
+    )
 
 
 def described(file: BinaryIO, name: str) -> Shard:
