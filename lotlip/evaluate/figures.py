@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from lotlip.errors import DataError
 from lotlip.evaluate.retrieval import Interval
 
 DPI = 130
@@ -30,7 +29,6 @@ LINE_IN = FONT_PT * 1.3 / 72
 GAP_IN = 0.15
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#888888")
 RIGHT_COLOUR, WRONG_COLOUR = "#009E73", "#999999"
-MAX_BINS = 50
 
 
 @dataclass(frozen=True)
@@ -86,37 +84,6 @@ def retrieval_sheet(rows: Sequence[tuple[str, Sequence[Hit]]], *, heading: str =
             sheet.text(label, left, top + cell_in + GAP_IN / 3, bold=hit.right)
         top += height
     return png(sheet.figure)
-
-
-def histogram(values_by_name: Mapping[str, Sequence[float]], *, xlabel: str, title: str) -> bytes:
-    """A panel for each name over one common axis: the share of values in each bin, and the mean."""
-    if not values_by_name:
-        return nothing(title, "no values")
-    arrays = {name: np.asarray(values, dtype=float) for name, values in values_by_name.items()}
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            raise DataError(f"histogram of {name}: a value of {xlabel} is not finite")
-    edges = _bin_edges(np.concatenate(list(arrays.values())))
-    figure = Figure(figsize=(7, 1.0 + 1.35 * len(arrays)), layout="constrained")
-    panels = figure.subplots(len(arrays), sharex=True, squeeze=False)[:, 0]
-    for (name, values), panel in zip(arrays.items(), panels, strict=True):
-        panel.set_title(textwrap.fill(name, 90), loc="left", fontsize=FONT_PT + 1)
-        panel.set_ylabel("share", fontsize=FONT_PT)
-        plain_axes(panel)
-        panel.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
-        if len(values) == 0:
-            panel.text(0.5, 0.4, "no values", transform=panel.transAxes, ha="center")
-            panel.set_yticks([])
-            continue
-        shares, _ = np.histogram(values, edges, weights=np.full(len(values), 1 / len(values)))
-        panel.stairs(shares, edges, fill=True, color=COLOURS[4])
-        panel.axvline(values.mean(), color=COLOURS[5], linewidth=1.5)
-        label = f"mean {values.mean():.4g}, n = {len(values):,}"
-        panel.set_title(label, loc="right", fontsize=FONT_PT, color=COLOURS[5])
-    panels[-1].set_xlabel(xlabel, fontsize=FONT_PT)
-    figure.align_ylabels()
-    figure.suptitle(textwrap.fill(title, 80), fontsize=FONT_PT + 3)
-    return png(figure)
 
 
 def curves(
@@ -250,17 +217,6 @@ def _wrap(text: str, width_in: float, size: float = FONT_PT) -> str:
 def _height(texts: Iterable[str]) -> float:
     """Inches that the highest of the wrapped texts takes."""
     return max(text.count("\n") + 1 for text in texts) * LINE_IN
-
-
-def _bin_edges(values: np.ndarray) -> np.ndarray:
-    """At most 50 bins; if all values are whole, every bin holds equally many whole numbers."""
-    if len(values) == 0:
-        return np.array([0.0, 1.0])
-    low, high = values.min(), values.max()
-    if (values == np.round(values)).all():
-        width = math.ceil((high - low + 1) / MAX_BINS)
-        return np.arange(low, high + width + 1, width) - 0.5
-    return np.linspace(low, high if high > low else low + 1, MAX_BINS + 1)
 
 
 def plain_axes(panel: Axes) -> None:

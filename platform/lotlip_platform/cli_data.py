@@ -6,11 +6,18 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lotlip.errors import ConfigError, DataError
 from lotlip.ingest.rows import FORMATS
 from lotlip_platform.progress import say
+
+if TYPE_CHECKING:
+    from lotlip.tokenizer import Tokenizer
+
+_AGREED_SAMPLES, _PAGE_SAMPLES = 1000, 24
+_LONGEST = 10_000
+"""Tokens of a caption that are counted."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,10 +44,17 @@ def add_verbs(verbs: Any) -> None:
     check.add_argument("--json", action="store_true")
     check.set_defaults(run=_check)
 
-    stats = actions.add_parser("stats", help="caption lengths, as numbers and a histogram")
+    stats = actions.add_parser("stats", help="captioners compared: numbers, a picture, a page")
     stats.add_argument("uri")
     stats.add_argument("--samples", type=int, default=0, help="the first so many; default all")
+    stats.add_argument(
+        "--tokenizer", default="", metavar="T", help="lengths in its tokens: a BERT folder or name"
+    )
+    stats.add_argument(
+        "--model", default="", metavar="M", help="how captions agree with images and each other"
+    )
     stats.add_argument("--out", type=Path, default=Path("stats.png"), metavar="PNG")
+    stats.add_argument("--page", type=Path, metavar="HTML", help="with captions to read")
     stats.add_argument("--json", action="store_true")
     stats.set_defaults(run=_stats)
 
@@ -85,12 +99,12 @@ def _add_ingest(actions: Any) -> None:
     ingest.set_defaults(run=_ingest)
 
 
-def write_out(path: Path, content: bytes, what: str = "picture") -> None:
+def write_out(path: Path, content: bytes, what: str = "picture", *, option: str = "--out") -> None:
     """Raises: ConfigError if the file can't be written."""
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise ConfigError(f"cannot write --out {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot write {option} {path}: {error.strerror}") from error
     say(f"{what}  {path}")
 
 
@@ -187,23 +201,45 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> None:
+    from lotlip_platform.caption_agreement import agreement
+    from lotlip_platform.caption_page import caption_page, comparison
     from lotlip_platform.dataset_views import stats, stats_figure
+    from lotlip_platform.registry import fetch
     from lotlip_platform.tables import aligned
 
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
-    found = stats(arguments.uri, num_samples=arguments.samples)
-    summary = found.summary()
+    model = fetch(arguments.model) if arguments.model else None
+    found = stats(
+        arguments.uri, num_samples=arguments.samples, tokenizer=_tokenizer(arguments.tokenizer)
+    )
+    agreed = None
+    if model is not None:
+        agreed = agreement(arguments.uri, model, num_samples=min(found.num_read, _AGREED_SAMPLES))
     if arguments.json:
-        print(json.dumps(summary, indent=1))
+        told = {"agreement": asdict(agreed)} if agreed else {}
+        print(json.dumps({**found.summary(), **told}, indent=1))
     else:
         print(
             f"{found.uri}: {found.num_samples:,} samples in {found.num_shards} shards, "
-            f"{found.num_bytes / 1e6:.1f} MB; of the first {found.num_read:,}, in {found.unit}:"
+            f"{found.num_bytes / 1e6:.1f} MB; of the first {found.num_read:,}:"
         )
-        rows = [[name, *map(str, spread.values())] for name, spread in summary["captions"].items()]
-        print(aligned([["", *next(iter(summary["captions"].values()))], *rows]))
+        print(aligned(comparison(found, agreed)))
     write_out(arguments.out, stats_figure(found))
+    if arguments.page:
+        content = caption_page(found, agreed, num_samples=_PAGE_SAMPLES)
+        write_out(arguments.page, content.encode(errors="replace"), "page", option="--page")
+
+
+def _tokenizer(name: str) -> Tokenizer | None:
+    """Raises: CheckpointError."""
+    if not name:
+        return None
+    from lotlip.model.pretrained import find_folder
+    from lotlip.tokenizer import Tokenizer
+
+    folder = find_folder(name, "--tokenizer")
+    return Tokenizer.from_bert(folder, num_corner_tokens=0, context_length=_LONGEST)
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -17,8 +17,11 @@ from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples
 from lotlip.data.store import Store
 from lotlip.errors import ConfigError, DataError
-from lotlip.evaluate.figures import contact_sheet, histogram
+from lotlip.evaluate.caption_charts import captioners_chart
+from lotlip.evaluate.figures import contact_sheet
 from lotlip.images import decode
+from lotlip.relabel.audit import AuditConfig
+from lotlip.relabel.profile import CaptionProfile
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform.storage import open_store
 
@@ -29,7 +32,7 @@ SHOWN_LETTERS = 420  # of a long caption, about 12 lines below its image
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Lists hold a value for each sample read; `lengths` one for each caption, by its kind."""
+    """`sample_bytes` holds a value for each sample read."""
 
     uri: str
     digest: str
@@ -39,13 +42,17 @@ class Stats:
     num_read: int
     num_bytes: int
     unit: str
-    """What `lengths` count: words or tokens."""
-    lengths: Mapping[str, Sequence[int]]
-    """For `short` and each `long.CAPTIONER`."""
+    """What captions' lengths count: words or tokens."""
+    profiles: Mapping[str, CaptionProfile]
+    """For `short` and each `long.CAPTIONER`, what these captions are like."""
     image_sizes: Mapping[tuple[int, int], int]
     """How many images have this width and height in pixels."""
     sample_bytes: Sequence[int]
     """Of the encoded image and the captions as UTF-8."""
+
+    def spread(self, name: str) -> dict[str, float]:
+        """Of the lengths of one kind of caption: num, mean, p5, median, p95, max."""
+        return _spread(self.profiles[name].lengths)
 
     def summary(self) -> dict[str, Any]:
         """The numbers in short, as JSON can hold them."""
@@ -58,7 +65,10 @@ class Stats:
             "num_read": self.num_read,
             "num_bytes": self.num_bytes,
             "unit": self.unit,
-            "captions": {name: _spread(values) for name, values in self.lengths.items()},
+            "captions": {
+                name: {**self.spread(name), **profile.summary()}
+                for name, profile in self.profiles.items()
+            },
             "image_sizes_px": {f"{width}x{height}": n for (width, height), n in sizes},
             "sample_bytes": _spread(self.sample_bytes),
         }
@@ -72,14 +82,16 @@ def stats(uri: str, *, num_samples: int = 0, tokenizer: Tokenizer | None = None)
     """
     store = open_store(uri)
     manifest = read_manifest(store)
-    lengths: dict[str, list[int]] = {}
+    count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda t: len(t.split()))
+    profiles: dict[str, CaptionProfile] = {}
     image_sizes: Counter[tuple[int, int]] = Counter()
     sample_bytes: list[int] = []
     for sample in itertools.islice(read_samples(store, manifest), num_samples or None):
         captions = _captions(sample)
         for name, caption in captions.items():
-            length = len(tokenizer.encode(caption) if tokenizer else caption.split())
-            lengths.setdefault(name, []).append(length)
+            if name not in profiles:
+                profiles[name] = CaptionProfile(None if name == "short" else AuditConfig(), count)
+            profiles[name].add(caption, sample.short)
         image_sizes[_image_size(sample, store.uri)] += 1
         text_bytes = sum(len(text.encode(errors="replace")) for text in captions.values())
         sample_bytes.append(len(sample.image) + text_bytes)
@@ -91,18 +103,18 @@ def stats(uri: str, *, num_samples: int = 0, tokenizer: Tokenizer | None = None)
         num_read=len(sample_bytes),
         num_bytes=manifest.num_bytes,
         unit="tokens" if tokenizer else "words",
-        lengths=dict(sorted(lengths.items(), key=lambda item: (item[0] != "short", item[0]))),
+        profiles=dict(sorted(profiles.items(), key=lambda item: (item[0] != "short", item[0]))),
         image_sizes=image_sizes,
         sample_bytes=sample_bytes,
     )
 
 
 def stats_figure(stats: Stats) -> bytes:
-    """The lengths of the captions of each kind, as a PNG."""
-    return histogram(
-        stats.lengths,
-        xlabel=f"{stats.unit} in a caption",
-        title=f"Caption lengths of {stats.num_read:,} samples in {stats.uri}",
+    """The captioners side by side, as a PNG."""
+    return captioners_chart(
+        stats.profiles,
+        unit=stats.unit,
+        title=f"Captions of {stats.num_read:,} samples in {stats.uri}",
     )
 
 

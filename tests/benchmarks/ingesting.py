@@ -173,10 +173,9 @@ def section(found: Ingest) -> list[str]:
     lines = [
         "## Ingest",
         "",
-        f"A CSV as DreamLIP's of {found.num_rows:,} rows ({found.csv_mb:,.0f} MB), images of 96 px in "
-        "a folder; wall time on two",
-        "cores, Ray running. The yardstick is a plain loop in one process: csv, Pillow, SHA-256, "
-        "webdataset's ShardWriter.",
+        f"A CSV as DreamLIP's of {found.num_rows:,} rows ({found.csv_mb:,.0f} MB), images of 96 px",
+        "in a folder; wall time on two cores, Ray running. The yardstick is a plain loop in one",
+        "process: csv, Pillow, SHA-256, webdataset's ShardWriter.",
         "",
         "| what | rows/s | of the yardstick |",
         "|---|---|---|",

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
 
 import contrast
+import ingesting
 import loading
 import order
 import ranking
@@ -40,6 +41,7 @@ def main() -> None:
         rows = [*texts.rows(), *contrast.rows(), *ranking.rows(), *loading.rows(scenes)]
         rows.append(whole_run.row(scenes))
         answered = serving.section(serving.measured(scenes))
+        answered += ["", *ingesting.section(ingesting.measured())]
         kept_mib = in_new_process(loading.kept_mib, folder)
         late, early = order.seek(scenes.texts, ORDER_REPEATS)
     write_report(rows, order.mixing(), late, early, contrast.share_mib(), kept_mib, answered)

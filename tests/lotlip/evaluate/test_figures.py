@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lotlip.errors import DataError
 from lotlip.evaluate.figures import (
     RIGHT_COLOUR,
     Hit,
     arms_chart,
     contact_sheet,
     curves,
-    histogram,
     retrieval_sheet,
 )
 from lotlip.evaluate.retrieval import Interval
@@ -93,7 +91,6 @@ def test_odd_characters_are_drawn_without_warnings_or_mathematics():
         warnings.simplefilter("error")
         contact_sheet([photo()], [ODD], columns=1, heading=ODD)
         retrieval_sheet([(ODD, [Hit(photo(), 0.1, True)])], heading=ODD)
-        histogram({"$a_b$ 猫": [1, 2]}, xlabel="$\\nonsense$", title="$\\nonsense$ 猫")
         curves({"$\\nonsense$": {"$\\nonsense$ 猫": [(0, 1)]}}, xlabel="$\\bad$", title="$\\bad$")
         arms_chart({"$\\nonsense$ 猫": {"$\\nonsense$": Interval(0.5, 0.4, 0.6)}}, title="$\\bad$")
         arms_chart(table)
@@ -103,30 +100,11 @@ def test_figures_of_nothing_say_so():
     for png in (
         contact_sheet([], [], columns=3, heading="empty"),
         retrieval_sheet([]),
-        histogram({}, xlabel="tokens", title="empty"),
         curves({}, xlabel="step", title="empty"),
         curves({"loss": {}}, xlabel="step", title="empty"),
         arms_chart({"arm": {}}),
     ):
         assert (pixels(png) < 255).any()
-
-
-def test_the_bins_of_whole_numbers_hold_equally_many():
-    uniform = histogram({"a": list(range(120))}, xlabel="tokens", title="")
-    bars = (pixels(uniform) == np.array([0x56, 0xB4, 0xE9])).all(axis=-1)
-    heights = bars.sum(axis=0)[bars.any(axis=0)]
-    inner = np.unique(heights[5:-5])
-    assert len(inner) <= 2  # one height for the bars, and the mean's line that covers some columns
-
-
-def test_a_histogram_marks_the_mean_of_each_name():
-    assert holds(histogram({"a": [1, 2, 9], "b": []}, xlabel="tokens", title="t"), "#D55E00")
-    assert not holds(histogram({"b": []}, xlabel="tokens", title="t"), "#D55E00")
-
-
-def test_a_value_that_is_not_finite_is_an_error():
-    with pytest.raises(DataError, match="captioner"):
-        histogram({"captioner": [1.0, float("nan")]}, xlabel="tokens", title="t")
 
 
 def test_a_series_has_the_same_colour_in_every_panel():
