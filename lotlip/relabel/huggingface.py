@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,28 +41,54 @@ class HuggingFaceConfig:
             )
 
 
-def resolve(config: HuggingFaceConfig) -> tuple[Path, str]:
-    """The folder of the model, fetched from the hub if need be, and what it is: commit or digest.
+def revision_of(model: str, revision: str, key: str) -> str:
+    """What a model is: of one on the hub the commit, of a folder a digest. Fetches no weights.
 
-    Raises: CheckpointError.
+    `key` is the config key that names it. Raises: CheckpointError.
     """
-    key, source = "captioner.huggingface.model", config.model
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder, f"sha256:{_digest(folder)}"
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise CheckpointError(f"{key}={source}: no such folder")
-    from huggingface_hub import snapshot_download  # only here is the network needed
+    folder = _folder(model, key)
+    if folder is not None:
+        return f"sha256:{_digest(folder)}"
+    from huggingface_hub import HfApi, snapshot_download  # only here is the network needed
 
     try:
-        found = Path(snapshot_download(source, revision=config.revision or None))
+        found = HfApi().model_info(model, revision=revision or None).sha
+        return str(found)
+    except (OSError, ValueError, RuntimeError) as error:
+        with suppress(OSError, ValueError, RuntimeError):  # without the hub: as it was fetched
+            kept = snapshot_download(model, revision=revision or None, local_files_only=True)
+            return Path(kept).name  # snapshots lie in folders named by their commits
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{key}={model} is no local folder, and the Hugging Face hub does not tell of it: "
+            f"{reason}"
+        ) from error
+
+
+def _fetched(config: HuggingFaceConfig) -> Path:
+    """The model's folder, fetched from the hub if need be. Raises: CheckpointError."""
+    key = "captioner.huggingface.model"
+    folder = _folder(config.model, key)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.model, revision=config.revision or None))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{key}={source} is no local folder and could not be fetched from the Hugging Face "
-            f"hub: {reason}"
+            f"{key}={config.model} could not be fetched from the Hugging Face hub: {reason}"
         ) from error
-    return found, found.name  # snapshots lie in folders named by their commits
+
+
+def _folder(model: str, key: str) -> Path | None:
+    """The local folder, if it is one. Raises: CheckpointError if it looks like one and isn't."""
+    if Path(model).expanduser().is_dir():
+        return Path(model).expanduser()
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"{key}={model}: no such folder")
+    return None
 
 
 class HuggingFaceCaptioner:
@@ -74,7 +101,7 @@ class HuggingFaceCaptioner:
         # Seconds to import, and on all cores: only where a model is run.
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        folder, _ = resolve(config)
+        folder = _fetched(config)
         self.batch_size = config.batch_size
         self._generation, self._system, self._device = generation, system, device
         try:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
 from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip.relabel.asking import Captioner
-from lotlip.relabel.huggingface import HuggingFaceCaptioner, resolve
+from lotlip.relabel.huggingface import HuggingFaceCaptioner, revision_of
 from lotlip_platform import tracking
 from lotlip_platform.cluster import beside_driver, connected, store_environment
 from lotlip_platform.config import dump_config, flat
@@ -42,6 +42,7 @@ from lotlip_platform.relabel_account import Account
 from lotlip_platform.relabel_config import RelabelConfig, settings
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
 from lotlip_platform.relabel_shard import Work, relabel_shard
+from lotlip_platform.relabel_vllm import Answered, NotYetError, ask_all, check_vllm
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import check_resources
 from lotlip_platform.shard_ledger import ShardLedger, counted, manifest_of
@@ -125,11 +126,14 @@ def _check_target(config: RelabelConfig, folder: RunFolder) -> None:
 
 def check_captioner(config: RelabelConfig) -> str:
     """The revision of the model, which must be there. Raises: LotlipError."""
-    captioner = config.captioner
-    if captioner.huggingface.model:
-        return resolve(captioner.huggingface)[1]
-    check_endpoint(captioner.endpoint)
-    return captioner.endpoint.revision
+    huggingface, vllm = config.captioner.huggingface, config.captioner.vllm
+    if huggingface.model:
+        return revision_of(huggingface.model, huggingface.revision, "captioner.huggingface.model")
+    if vllm.model:
+        check_vllm()
+        return revision_of(vllm.model, vllm.revision, "captioner.vllm.model")
+    check_endpoint(config.captioner.endpoint)
+    return config.captioner.endpoint.revision
 
 
 @contextmanager
@@ -176,8 +180,32 @@ def _caption(
     mailbox = mailbox.options(scheduling_strategy=beside_driver()).remote()
     work = Work(config=config, folder=folder.uri, revision=revision)
     with _following(mailbox, account, tracked, watch):
-        for tally in _in_pool(config, work, left, mailbox):
+        if config.captioner.vllm.model:
+            _by_vllm(config, work, left, mailbox, account)
+        else:
+            for tally in _in_pool(config, work, left, mailbox):
+                account.take_shard(tally)
+
+
+def _by_vllm(
+    config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any, account: Account
+) -> None:
+    """A round of questions about all shards after another; those that are through are committed."""
+    environment, ledger = store_environment(), ShardLedger(open_store(work.folder))
+    for ask in range(config.audit.max_asks):
+        began_s = time.monotonic()
+        try:
+            for tally in ask_all(work, shards, ask, environment):
+                account.take(asdict(tally))
+        finally:
+            took_s = (time.monotonic() - began_s) * config.cluster.num_workers
+            RelabelFolder(ledger.store).add_engine_s(took_s)
+        for tally in _in_pool(config, work, shards, mailbox, Answered(ask)):
             account.take_shard(tally)
+        done = ledger.entries()
+        shards = [shard for shard in shards if shard.name not in done]
+        if not shards:
+            return
 
 
 @contextmanager
@@ -209,34 +237,46 @@ def _following(mailbox: Any, account: Account, tracked: TrackedRun, watch: Watch
 
 
 def _in_pool(
-    config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any
+    config: RelabelConfig,
+    work: Work,
+    shards: Sequence[Shard],
+    mailbox: Any,
+    captioner: Captioner | None = None,
 ) -> Iterator[Tally]:
-    """The tally of each shard, as they get ready. Raises: LotlipError."""
+    """The tally of each shard, as they get ready, those left out that a `captioner` of its own
+    can't finish yet. Raises: LotlipError."""
     quiet_ray_data()
     environment = {**store_environment(), **{k: v for k, v in os.environ.items() if k == KEY}}
     rows = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ShardActor,
-        fn_constructor_args=(work, mailbox, environment),
+        fn_constructor_args=(work, mailbox, environment, captioner),
         batch_size=1,
         batch_format="numpy",
         compute=ActorPoolStrategy(
             size=min(config.cluster.num_workers, len(rows)), max_tasks_in_flight_per_actor=1
         ),
         num_cpus=config.cluster.cpus_per_worker,
-        num_gpus=config.cluster.gpus_per_worker,
+        num_gpus=0 if captioner else config.cluster.gpus_per_worker,
     )
     for text in results(pool):
-        yield Tally(**json.loads(text))
+        if counts := json.loads(text):
+            yield Tally(**counts)
 
 
 class _ShardActor:
     """Captions shards, one after another, with a model or a client that it keeps."""
 
-    def __init__(self, work: Work, mailbox: Any, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        work: Work,
+        mailbox: Any,
+        environment: Mapping[str, str],
+        captioner: Captioner | None,
+    ) -> None:
         os.environ.update(environment)
         self._work, self._mailbox = work, mailbox
-        self._captioner: Captioner | None = None
+        self._captioner, self._tells = captioner, captioner is None
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         content = json.loads(str(batch["shard"][0]))
@@ -251,12 +291,15 @@ class _ShardActor:
                 "memory, lower captioner.huggingface.batch_size or cluster.num_workers"
             )
         if self._captioner is None:
-            self._captioner = captioner_of(self._work.config)
+            self._captioner = captioner_of(self._work.config, self._work.revision)
         teller = _Teller(self._mailbox)
         try:
             return relabel_shard(self._work, shard, self._captioner, teller.tell).counts
+        except NotYetError:
+            return {}
         finally:
-            teller.flush()
+            if self._tells:  # or its answers were told when they came
+                teller.flush()
 
 
 class _Teller:
@@ -279,14 +322,19 @@ class _Teller:
             self._sum, self._told_s = {}, time.monotonic()
 
 
-def captioner_of(config: RelabelConfig) -> Captioner:
+def captioner_of(config: RelabelConfig, revision: str = "") -> Captioner:
     """The captioner that the config names, in this process. Raises: LotlipError."""
     captioner, system = config.captioner, config.prompts.system
+    if captioner.vllm.model:
+        raise ConfigError(
+            "captioner.vllm answers many questions at once, as Ray Data hands them on: to try it, "
+            "give captioner.huggingface.model, or serve it and give captioner.endpoint.url"
+        )
     if captioner.huggingface.model:
         device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-        return HuggingFaceCaptioner(
-            captioner.huggingface, config.generation, system=system, device=device
-        )
+        of_hub = revision and not revision.startswith("sha256:")
+        model = replace(captioner.huggingface, **({"revision": revision} if of_hub else {}))
+        return HuggingFaceCaptioner(model, config.generation, system=system, device=device)
     return EndpointCaptioner(
         captioner.endpoint,
         config.generation,
@@ -318,7 +366,7 @@ def _finish(
     entries = kept.ledger.entries()
     in_order = [entries[shard.name] for shard in manifest.shards]
     counts, failed = counted(in_order)
-    tally = Tally(**counts)
+    tally = Tally(**counts) + Tally(worker_s=kept.engine_s())
     made_by = {
         "command": "relabel",
         "run_folder": folder.uri,

@@ -19,6 +19,24 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
+class VllmConfig:
+    """A model that vLLM runs on the workers' GPUs, where it is installed."""
+
+    model: str = ""
+    """A name on the Hugging Face hub, or a folder that all workers see. Empty: another kind."""
+    revision: str = ""
+    """Of the hub: a branch, a tag or a commit; empty: the newest. The commit is recorded."""
+    batch_size: int = 64
+    """Questions that are handed to an engine, and answers that are kept, together."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Arguments of vLLM's engine, as in {max_model_len: 4096, tensor_parallel_size: 2}."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"captioner.vllm.batch_size={self.batch_size} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
     """Who writes the captions: one of those below."""
 
@@ -29,16 +47,19 @@ class CaptionerConfig:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     """A server that speaks OpenAI's API."""
 
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """The same by vLLM in process, many questions at once."""
+
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"captioner.name={self.name!r} must be made of letters, digits, '.', '_' and '-'"
             )
-        given = [bool(self.huggingface.model), bool(self.endpoint.url)]
-        if sum(given) != 1:
+        given = (self.huggingface.model, self.endpoint.url, self.vllm.model)
+        if sum(map(bool, given)) != 1:
             raise ConfigError(
-                "captioner needs one of captioner.huggingface.model and captioner.endpoint.url"
-                f"{', not both' if all(given) else ''}"
+                "captioner needs one of captioner.huggingface.model, captioner.endpoint.url and "
+                f"captioner.vllm.model, got {sum(map(bool, given))} of them"
             )
 
 
@@ -146,6 +167,8 @@ def settings(config: RelabelConfig, revision: str) -> dict[str, Any]:
     if model.huggingface.model:
         captioner = {"model": model.huggingface.model, "by": "transformers"}
         captioner["dtype"] = model.huggingface.dtype
+    elif model.vllm.model:
+        captioner = {"model": model.vllm.model, "by": "vllm", **model.vllm.engine}
     else:
         captioner = {"model": model.endpoint.model, "by": "endpoint", **model.endpoint.extra}
     if config.prompts.system:

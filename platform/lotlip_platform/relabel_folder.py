@@ -18,7 +18,7 @@ from lotlip.data.store import Store
 from lotlip.relabel.asking import Answer, Place
 from lotlip_platform.shard_ledger import Entry, ShardLedger, stem_of
 
-_ANSWERS = "answers"
+_ANSWERS, _ENGINE = "answers", "engine_s.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,15 @@ class RelabelFolder:
         """Make a written shard part of the data set; its answers are needed no longer."""
         self.ledger.commit(entry, rejected)
         self.forget_answers(f"{stem_of(entry.shard.name)}/")
+
+    def add_engine_s(self, seconds: float) -> None:
+        """Note that engines beside the shards' workers were at work."""
+        self.ledger.store.write(_ENGINE, json.dumps(self.engine_s() + seconds).encode())
+
+    def engine_s(self) -> float:
+        """Of workers, in all lives of the run."""
+        store = self.ledger.store
+        return float(json.loads(store.read(_ENGINE))) if store.exists(_ENGINE) else 0.0
 
     def forget_answers(self, prefix: str = "") -> None:
         """Of a shard, or of all once they are committed."""

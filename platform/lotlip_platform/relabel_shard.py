@@ -53,7 +53,7 @@ def relabel_shard(work: Work, shard: Shard, captioner: Captioner, tell: Tell) ->
     """Caption a shard and commit it. Raises: LotlipError."""
     folder = RelabelFolder(open_store(work.folder))
     with closing(folder.answers(shard.name)) as log:
-        asking = _Asking(work, shard, captioner, log, tell)
+        asking = Asking(work, shard, captioner, log, tell)
         asking.ask_all()
     source, target = open_store(work.config.source), open_store(work.config.target)
     count, ledger = CaptionCount(), asking.ledger
@@ -105,7 +105,7 @@ class _Ledger:
         self.tally = Tally()
 
 
-class _Asking:
+class Asking:
     """The rounds of questions about a shard: all of them, then what the audit has asked again."""
 
     def __init__(
@@ -133,9 +133,21 @@ class _Asking:
         took = time.perf_counter() - began
         told = Tally(worker_s=took)
         for answer in self._answers.values():
-            told += _tally(answer)
+            told += answer_tally(answer)
         self.ledger.tally = told
         self._check_dropped(len(self.ledger.dropped), "were dropped")
+
+    def unanswered(self, ask: int) -> Iterator[Request]:
+        """Of a round, what nobody answered yet; what is left of earlier ones stays so."""
+        wanted: set[tuple[int, int]] | None = None
+        for earlier in range(ask):
+            self._captioner.answer(self._batches(earlier, wanted), self._keep)
+            wanted = self._judge(earlier)
+            if not wanted:
+                return
+        for request in self._requests(ask, wanted):
+            if request.place not in self._answers:
+                yield request
 
     def _batches(self, ask: int, wanted: set[tuple[int, int]] | None) -> Iterator[list[Request]]:
         """Those of a round that aren't answered yet, in batches of the same requests always: what
@@ -176,7 +188,7 @@ class _Asking:
         given = [answer for answer in answers if not answer.error]
         for answer in answers:
             self._answers[answer.place] = answer
-            self._tell({**vars(_tally(answer)), "num_errors": int(bool(answer.error))})
+            self._tell({**vars(answer_tally(answer)), "num_errors": int(bool(answer.error))})
         self._num_errors += len(answers) - len(given)
         self._check_dropped(self._num_errors, "got no answer")
         return self._log.keep(given)
@@ -275,7 +287,7 @@ def _problem(sample: Sample | str) -> str:
     return ""
 
 
-def _tally(answer: Answer) -> Tally:
+def answer_tally(answer: Answer) -> Tally:
     return Tally(
         num_answers=int(not answer.error),
         num_attempts=answer.num_attempts,

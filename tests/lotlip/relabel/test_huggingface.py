@@ -11,7 +11,7 @@ from tiny_llava import make_tiny_llava
 from lotlip.data.scenes import make_sample
 from lotlip.errors import CheckpointError, ConfigError
 from lotlip.relabel.asking import Answer, GenerationConfig, Place, PromptConfig, make_request
-from lotlip.relabel.huggingface import HuggingFaceCaptioner, HuggingFaceConfig, resolve
+from lotlip.relabel.huggingface import HuggingFaceCaptioner, HuggingFaceConfig, revision_of
 
 PROMPTS = PromptConfig(texts={"one": "the castle", "two": "the garden with two trees"})
 
@@ -74,18 +74,17 @@ def test_what_is_cut_at_the_most_tokens_is_told(tiny: Path):
 
 
 def test_a_folder_is_known_by_its_content(tiny: Path, tmp_path: Path):
-    folder, revision = resolve(HuggingFaceConfig(model=str(tiny)))
-    assert folder == tiny
+    revision = revision_of(str(tiny), "", "key")
     assert revision.startswith("sha256:")
-    assert resolve(HuggingFaceConfig(model=str(tiny)))[1] == revision
+    assert revision_of(str(tiny), "", "key") == revision
     other = make_tiny_llava(tmp_path / "other")
     (other / "config.json").write_text("{}")
-    assert resolve(HuggingFaceConfig(model=str(other)))[1] != revision
+    assert revision_of(str(other), "", "key") != revision
 
 
 def test_a_model_that_is_not_there_or_of_another_kind_is_one_line(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"huggingface\.model=/nowhere/x: no such folder"):
-        resolve(HuggingFaceConfig(model="/nowhere/x"))
+    with pytest.raises(CheckpointError, match=r"some\.key=/nowhere/x: no such folder"):
+        revision_of("/nowhere/x", "", "some.key")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="can't be loaded as an image-text-to-text") as error:
         captions(tmp_path)
