@@ -15,8 +15,8 @@ from lotlip.errors import ConfigError
 
 Action = Literal["keep", "again", "drop"]
 RULES = (
-    *("length", "refusal", "repetition", "truncation", "language", "overlap", "duplicate"),
-    "empty",
+    *("length", "refusal", "repetition", "truncation", "language", "overlap", "similarity"),
+    *("duplicate", "empty"),
 )
 _NGRAM = 4
 _SHORTEST_TO_TELL = 40
@@ -64,12 +64,17 @@ class AuditConfig:
     min_overlap: float = 0.0
     """Share of the short caption's words that come again; web alt-texts often name what nobody can
     see, so be careful."""
+    model: str = ""
+    """An export folder of a trained model, here or s3://, that tells how well caption and image fit
+    together, see min_similarity; empty: nobody tells."""
+    min_similarity: float = 0.0
+    """Cosine of their features; lotlip data stats --model tells what captions have."""
     max_duplicates: int = 0
     """How many samples of a shard may have the same caption; 0: any number."""
     on_fail: dict[str, Action] = field(default_factory=dict)
-    """By rule: length, refusal, repetition, truncation, language, overlap, duplicate. `again` asks
-    again, up to max_asks, and then drops; `keep` only counts. Those not named: again, but for
-    truncation, which is kept, and duplicate, which is dropped."""
+    """By rule: length, refusal, repetition, truncation, language, overlap, similarity, duplicate,
+    empty. `again` asks again, up to max_asks, and then drops; `keep` only counts. Those not named:
+    again, but for truncation, which is kept, and duplicate, which is dropped."""
     max_asks: int = 2
     """How often a caption is asked for at most."""
     max_dropped_share: float = 0.05
@@ -84,6 +89,13 @@ class AuditConfig:
                 raise ConfigError(f"audit.{name}={getattr(self, name)} must be in [0, 1]")
         if self.max_asks < 1:
             raise ConfigError(f"audit.max_asks={self.max_asks} must be 1 or more")
+        if not -1.0 <= self.min_similarity <= 1.0:
+            raise ConfigError(f"audit.min_similarity={self.min_similarity} must be in [-1, 1]")
+        if self.model.startswith("models:/"):
+            raise ConfigError(
+                f"audit.model={self.model} must be an export folder, which workers reach: "
+                "lotlip models export makes one"
+            )
         for rule in self.on_fail:
             if rule not in RULES:
                 raise ConfigError(f"audit.on_fail.{rule}: rules are {', '.join(RULES)}")
@@ -100,7 +112,8 @@ class AuditConfig:
 
 
 def faults(caption: str, short: str, audit: AuditConfig, *, is_whole: bool) -> list[str]:
-    """The rules that a caption fails, but for `duplicate`, which takes the others to tell.
+    """The rules that a caption fails, but for `similarity`, which takes a model to tell, and
+    `duplicate`, which takes the others.
 
     `is_whole` is false where the captioner cut it.
     """

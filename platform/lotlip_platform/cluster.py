@@ -84,9 +84,6 @@ def connected() -> Iterator[None]:
     check_answers(address or "")
     on_term = signal.getsignal(signal.SIGTERM)
     local: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 1), "include_dashboard": False}
-    if address:
-        # What Ray's own parts warn each other of, on the terminal of whoever uses them.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(
             address=address or "local",  # or it would take any Ray that runs on this machine

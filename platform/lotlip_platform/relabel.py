@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
 from lotlip.data.manifest import Manifest, Shard, read_manifest, write_manifest
 from lotlip.errors import ClusterError, ConfigError, DataError
-from lotlip.relabel.asking import Captioner
-from lotlip.relabel.huggingface import HuggingFaceCaptioner, revision_of
 from lotlip_platform import tracking
+from lotlip_platform.captioners import check_captioner
 from lotlip_platform.cluster import beside_driver, connected, store_environment
 from lotlip_platform.config import dump_config, flat
-from lotlip_platform.endpoint import KEY, EndpointCaptioner, check_endpoint
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.listener import Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.ownership import owned
-from lotlip_platform.ray_data import quiet_ray_data, result_of, results
 from lotlip_platform.relabel_account import Account
+from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig, settings
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
-from lotlip_platform.relabel_shard import Work, relabel_shard
-from lotlip_platform.relabel_vllm import Answered, NotYetError, ask_all, check_vllm
+from lotlip_platform.relabel_pool import in_pool
+from lotlip_platform.relabel_vllm import Answered, ask_all
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import check_resources
 from lotlip_platform.shard_ledger import ShardLedger, counted, manifest_of
@@ -51,9 +45,6 @@ from lotlip_platform.tracked_folder import tracked_folder
 from lotlip_platform.tracked_run import TrackedRun
 
 _LOOK_EVERY_S = 1.0
-_TELL_EVERY_S = 0.5
-_MOST_DEATHS = 3
-"""Of workers over one shard. Ray Data has no limit: what kills its worker would never end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +115,6 @@ def _check_target(config: RelabelConfig, folder: RunFolder) -> None:
             )
 
 
-def check_captioner(config: RelabelConfig) -> str:
-    """The revision of the model, which must be there. Raises: LotlipError."""
-    huggingface, vllm = config.captioner.huggingface, config.captioner.vllm
-    if huggingface.model:
-        return revision_of(huggingface.model, huggingface.revision, "captioner.huggingface.model")
-    if vllm.model:
-        check_vllm()
-        return revision_of(vllm.model, vllm.revision, "captioner.vllm.model")
-    check_endpoint(config.captioner.endpoint)
-    return config.captioner.endpoint.revision
-
-
 @contextmanager
 def _tracked(
     config: RelabelConfig, uri: str, folder: RunFolder, manifest: Manifest, watch: Watch
@@ -183,7 +162,7 @@ def _caption(
         if config.captioner.vllm.model:
             _by_vllm(config, work, left, mailbox, account)
         else:
-            for tally in _in_pool(config, work, left, mailbox):
+            for tally in in_pool(config, work, left, mailbox):
                 account.take_shard(tally)
 
 
@@ -200,7 +179,7 @@ def _by_vllm(
         finally:
             took_s = (time.monotonic() - began_s) * config.cluster.num_workers
             RelabelFolder(ledger.store).add_engine_s(took_s)
-        for tally in _in_pool(config, work, shards, mailbox, Answered(ask)):
+        for tally in in_pool(config, work, shards, mailbox, Answered(ask)):
             account.take_shard(tally)
         done = ledger.entries()
         shards = [shard for shard in shards if shard.name not in done]
@@ -234,113 +213,6 @@ def _following(mailbox: Any, account: Account, tracked: TrackedRun, watch: Watch
         ended.set()
         thread.join()
     look()
-
-
-def _in_pool(
-    config: RelabelConfig,
-    work: Work,
-    shards: Sequence[Shard],
-    mailbox: Any,
-    captioner: Captioner | None = None,
-) -> Iterator[Tally]:
-    """The tally of each shard, as they get ready, those left out that a `captioner` of its own
-    can't finish yet. Raises: LotlipError."""
-    quiet_ray_data()
-    environment = {**store_environment(), **{k: v for k, v in os.environ.items() if k == KEY}}
-    rows = [{"shard": json.dumps(asdict(shard))} for shard in shards]
-    pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ShardActor,
-        fn_constructor_args=(work, mailbox, environment, captioner),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(
-            size=min(config.cluster.num_workers, len(rows)), max_tasks_in_flight_per_actor=1
-        ),
-        num_cpus=config.cluster.cpus_per_worker,
-        num_gpus=0 if captioner else config.cluster.gpus_per_worker,
-    )
-    for text in results(pool):
-        if counts := json.loads(text):
-            yield Tally(**counts)
-
-
-class _ShardActor:
-    """Captions shards, one after another, with a model or a client that it keeps."""
-
-    def __init__(
-        self,
-        work: Work,
-        mailbox: Any,
-        environment: Mapping[str, str],
-        captioner: Captioner | None,
-    ) -> None:
-        os.environ.update(environment)
-        self._work, self._mailbox = work, mailbox
-        self._captioner, self._tells = captioner, captioner is None
-
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        content = json.loads(str(batch["shard"][0]))
-        shard = Shard(**{**content, "offsets": tuple(content["offsets"])})
-        return result_of(lambda: json.dumps(self._relabel(shard)))
-
-    def _relabel(self, shard: Shard) -> Mapping[str, Any]:
-        num_begun: Any = ray.get(self._mailbox.begin.remote(shard.name))
-        if num_begun > _MOST_DEATHS + 1:
-            raise ClusterError(
-                f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "
-                "memory, lower captioner.huggingface.batch_size or cluster.num_workers"
-            )
-        if self._captioner is None:
-            self._captioner = captioner_of(self._work.config, self._work.revision)
-        teller = _Teller(self._mailbox)
-        try:
-            return relabel_shard(self._work, shard, self._captioner, teller.tell).counts
-        except NotYetError:
-            return {}
-        finally:
-            if self._tells:  # or its answers were told when they came
-                teller.flush()
-
-
-class _Teller:
-    """Sums up what is answered, and tells the driver now and then."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-        self._sum: dict[str, float] = {}
-        self._told_s = time.monotonic()
-
-    def tell(self, event: Mapping[str, Any]) -> None:
-        for name, value in event.items():
-            self._sum[name] = self._sum.get(name, 0) + value
-        if time.monotonic() - self._told_s > _TELL_EVERY_S:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._sum:
-            self._mailbox.put.remote(self._sum)
-            self._sum, self._told_s = {}, time.monotonic()
-
-
-def captioner_of(config: RelabelConfig, revision: str = "") -> Captioner:
-    """The captioner that the config names, in this process. Raises: LotlipError."""
-    captioner, system = config.captioner, config.prompts.system
-    if captioner.vllm.model:
-        raise ConfigError(
-            "captioner.vllm answers many questions at once, as Ray Data hands them on: to try it, "
-            "give captioner.huggingface.model, or serve it and give captioner.endpoint.url"
-        )
-    if captioner.huggingface.model:
-        device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-        of_hub = revision and not revision.startswith("sha256:")
-        model = replace(captioner.huggingface, **({"revision": revision} if of_hub else {}))
-        return HuggingFaceCaptioner(model, config.generation, system=system, device=device)
-    return EndpointCaptioner(
-        captioner.endpoint,
-        config.generation,
-        system=system,
-        num_workers=config.cluster.num_workers,
-    )
 
 
 def _check_same_model(entries: Any, revision: str) -> None:

@@ -12,10 +12,10 @@ from lotlip.evaluate.figures import contact_sheet
 from lotlip.images import decode
 from lotlip.relabel.asking import Answer, Place, make_request
 from lotlip.relabel.audit import faults
+from lotlip_platform.captioners import captioner_of, check_captioner
 from lotlip_platform.dataset_views import COLUMNS, trimmed
-from lotlip_platform.relabel import captioner_of, check_captioner
+from lotlip_platform.relabel_asking import source_samples
 from lotlip_platform.relabel_config import RelabelConfig
-from lotlip_platform.relabel_shard import source_samples
 from lotlip_platform.storage import open_store
 
 

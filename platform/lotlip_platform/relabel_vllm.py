@@ -27,9 +27,9 @@ from lotlip.data.manifest import Shard
 from lotlip.errors import ConfigError
 from lotlip.relabel.asking import Answer, Keep, Place, Request
 from lotlip_platform.ray_data import quiet_ray_data, result_of, results
+from lotlip_platform.relabel_asking import Asking, Work, answer_tally
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
-from lotlip_platform.relabel_shard import Asking, Work, answer_tally
 from lotlip_platform.storage import open_store
 
 Rows = ray.data.Dataset

@@ -187,11 +187,10 @@ def make_tars(folder: Path) -> None:
             writer.write({"__key__": f"text-{tar}", "txt": b"no image"})
 
 
-@pytest.mark.parametrize("by", ["name", "address"])
-def test_images_in_tars_are_joined_by_name_or_address(tmp_path: Path, by: str):
+def test_images_in_tars_are_joined_by_name_or_address(tmp_path: Path):
     make_tars(tmp_path / "tars")
     order = [(7 * i) % 40 for i in range(40)]  # ten of them are in no tar
-    names = [f"cc/{i:05d}.jpg" if by == "name" else f"http://x/{i}" for i in order]
+    names = [f"cc/{i:05d}.jpg" if i % 2 else f"http://x/{i}" for i in order]
     names += [names[0], "everywhere.jpg"]
     source = write_csv(tmp_path / "a.csv", names)
     with source.open("a") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import threading
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 import ray
-from caption_server import MODEL, Asked, CaptionServer, describe
+from caption_server import MODEL, CaptionServer, describe
 
 from lotlip.configuration import from_dict
 from lotlip.data.manifest import read_manifest
@@ -25,8 +27,11 @@ from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip_platform.dataset_checks import check
 from lotlip_platform.datasets import make_scenes
 from lotlip_platform.local_services import local_tracking_uri
+from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.relabel import Relabelled, relabel
+from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig
+from lotlip_platform.relabel_pool import ShardActor
 from lotlip_platform.relabel_trial import try_out
 from lotlip_platform.shard_ledger import ShardLedger
 from lotlip_platform.storage import open_store
@@ -144,7 +149,7 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_flight(
         while len(server.asked) < 60 and time.monotonic() < deadline:
             time.sleep(0.01)
         for process in psutil.process_iter(["cmdline"]):
-            if any("_ShardActor" in part for part in process.info["cmdline"] or ()):
+            if any("ShardActor" in part for part in process.info["cmdline"] or ()):
                 process.send_signal(signal.SIGKILL)
                 killed.append(process.pid)
                 return
@@ -159,17 +164,17 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_flight(
     assert sum(asked.values()) - NUM_SAMPLES <= config.captioner.endpoint.concurrency
 
 
-@pytest.mark.slow
-def test_a_shard_that_kills_its_workers_ends_the_run(config: RelabelConfig, server: CaptionServer):
-    def kill(asked: Asked) -> None:
-        for process in psutil.process_iter(["cmdline"]):
-            if any("_ShardActor" in part for part in process.info["cmdline"] or ()):
-                process.send_signal(signal.SIGKILL)
-
-    server.fault = kill
-    one = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, num_workers=1))
-    with pytest.raises(ClusterError, match=r"shard-\d+\.tar has cost 4 workers their lives"):
-        relabel(one, quiet)
+def test_a_shard_that_kills_its_workers_is_given_up(config: RelabelConfig, server: CaptionServer):
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    shard = read_manifest(open_store(config.source)).shards[0]
+    for _ in range(4):
+        ray.get(mailbox.begin.remote(shard.name))
+    worker = ShardActor(Work(config=config, folder="", revision=""), mailbox, {}, None)
+    row = np.array([json.dumps(dataclasses.asdict(shard))], dtype=object)
+    told = worker({"shard": row}).to_pylist()[0]
+    assert told["kind"] == "ClusterError"
+    assert "shard-000000.tar has cost 4 workers their lives" in told["text"]
+    assert not server.asked
 
 
 def test_what_an_earlier_run_committed_is_not_asked_again(

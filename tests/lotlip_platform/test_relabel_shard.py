@@ -27,10 +27,15 @@ from lotlip.data.scenes import make_sample
 from lotlip.data.shards import read_samples, shard_name, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.errors import DataError
-from lotlip_platform.relabel import captioner_of
+from lotlip.export import save
+from lotlip.model import PRESETS, LoTLIP
+from lotlip.tokenizer import Tokenizer
+from lotlip_platform.caption_fit import CaptionFit
+from lotlip_platform.captioners import captioner_of
+from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
-from lotlip_platform.relabel_shard import Work, relabel_shard
+from lotlip_platform.relabel_shard import relabel_shard
 from lotlip_platform.shard_ledger import Entry, ShardLedger
 from lotlip_platform.storage import open_store
 
@@ -288,3 +293,51 @@ def test_answers_that_cannot_be_kept_end_it(start: Start, tmp_path: Path):
     (tmp_path / "runs" / "run").write_text("in the way")
     with pytest.raises(DataError, match=r"runs/run/.*(Not a directory|File exists)"):
         run(config)
+
+
+def test_a_model_tells_which_captions_do_not_fit_their_images(start: Start, tmp_path: Path):
+    """The model of random weights has opinions; that they are heeded is what is tested."""
+    make_source(tmp_path / "source", scenes(20))
+    model = save_tiny_model(tmp_path / "model")
+    server = start()
+    fit = CaptionFit(model)
+    texts = [describe(Asked(body_of(s, "Describe it."), 0, 0).what) for s in scenes(20)]
+    cosines = fit.similarities(zip((s.image for s in scenes(20)), texts, strict=True))
+    middle = sorted(cosines)[10]
+    config = config_of(
+        tmp_path,
+        endpoint(server),
+        prompts={"texts": {"one": "Describe it."}},
+        audit={
+            "model": model,
+            "min_similarity": middle,
+            "max_asks": 1,
+            "max_dropped_share": 0.9,
+        },
+    )
+    entry = run(config)
+    assert entry.reasons["similarity"] == 10
+    kept = [i for i, s in enumerate(written(config, entry.shard)) if "c" in s.long]
+    assert kept == [i for i, cosine in enumerate(cosines) if cosine >= middle]
+    assert {record["reasons"][0] for record in dropped(config)} == {"similarity"}
+
+
+def body_of(sample: Sample, prompt: str) -> dict[str, Any]:
+    url = f"data:image/jpeg;base64,{_b64(sample.image)}"
+    content = [{"image_url": {"url": url}}, {"text": prompt}]
+    return {"messages": [{"content": content}]}
+
+
+def save_tiny_model(folder: Path) -> str:
+    preset = PRESETS["scenes"]
+    text = dataclasses.replace(preset.text, vocab_size=300)
+    image = dataclasses.replace(preset.image, pretrained="", locked_layers=0)
+    model = LoTLIP(dataclasses.replace(preset, text=text, image=image))
+    model.tokenizer = Tokenizer.learn(
+        [s.long["scenes"] for s in scenes(20)],
+        vocab_size=300,
+        num_corner_tokens=text.num_corner_tokens,
+        context_length=text.context_length,
+    )
+    save(model, folder)
+    return str(folder)

@@ -17,10 +17,10 @@ from lotlip.data.manifest import read_manifest
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import read_samples
 from lotlip.errors import ConfigError
-from lotlip_platform import relabel as relabelling
-from lotlip_platform import relabel_vllm
+from lotlip_platform import captioners, relabel_vllm
+from lotlip_platform.captioners import captioner_of
 from lotlip_platform.datasets import make_scenes
-from lotlip_platform.relabel import captioner_of, relabel
+from lotlip_platform.relabel import relabel
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_vllm import check_vllm, from_engine, processor_of, to_engine
 from lotlip_platform.storage import open_store
@@ -92,7 +92,7 @@ def engine(server: CaptionServer, monkeypatch: pytest.MonkeyPatch) -> None:
         return build_processor(http, preprocess=preprocess, postprocess=postprocess)
 
     monkeypatch.setattr(relabel_vllm, "processor_of", processor)
-    monkeypatch.setattr(relabelling, "check_vllm", lambda: None)
+    monkeypatch.setattr(captioners, "check_vllm", lambda: None)
 
 
 def test_rounds_of_questions_become_captions(
@@ -134,12 +134,21 @@ def test_the_engine_is_set_up_as_the_config_says(config: RelabelConfig):
     processor = processor_of(config, "sha256:1")
     assert callable(processor)
     row = {
-        "shard": "s", "ask": 0, "sample": 3, "draw": 0, "prompt": "one", "text": "Describe.",
-        "seed": 5, "image": make_sample(0, 3).image,
+        "shard": "s",
+        "ask": 0,
+        "sample": 3,
+        "draw": 0,
+        "prompt": "one",
+        "text": "Describe.",
+        "seed": 5,
+        "image": make_sample(0, 3).image,
     }
     taken = to_engine(row, config)
     assert taken["sampling_params"] == {
-        "temperature": 0.0, "top_p": 1.0, "max_tokens": 512, "seed": 5
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 512,
+        "seed": 5,
     }
     image, text = taken["messages"][0]["content"]
     assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from lotlip.data.manifest import read_manifest
+from lotlip_platform.captioners import captioner_of
 from lotlip_platform.config import load_config
-from lotlip_platform.relabel import captioner_of
+from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig
-from lotlip_platform.relabel_shard import Work, relabel_shard
+from lotlip_platform.relabel_shard import relabel_shard
 from lotlip_platform.storage import open_store
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """`make relabel-demo`: scenes captioned by a server and by a LLaVA, with one kill -9 in the middle.
 
-    demo.py [--scenes 2000] [--train]
+    demo.py [--scenes 2000] [--sweep]
 
 On what `lotlip up` starts: shards in S3, Ray, MLflow. The server describes what it does not see,
 and the LLaVA has random weights: the paths are real, the words not. Exit code 1 if a caption is
-missing or doubled, or if more was paid for twice than what was in flight. With --train a model is
-trained on the new shards, and the captioners are compared by a sweep.
+missing or doubled, or if more was paid for twice than what was in flight. With --sweep a
+sweep trains on the new shards, with one captioner and with both.
 """
 
 from __future__ import annotations
@@ -110,21 +110,22 @@ def counts(root: str, server: CaptionServer, num_scenes: int) -> bool:
     return all(found == wanted for found, wanted in rows.values())
 
 
-def train_on(root: str, folder: Path) -> None:
-    """The new shards as they are; and a sweep that chooses the captioner."""
-    small = (
-        *(f"store={root}/runs", f"data.train={root}/both", f"data.features={root}/features"),
-        *("eval.data=", "train.num_samples=512", "train.eval_every_steps=0"),
-        *("tracking.registered_model=", "scenes.uri="),
-    )
-    lotlip("train", "train/scenes", "name=on-describer", "captions.captioners=[describer]", *small)
-    keys = dict(one.split("=", 1) for one in small[1:])
-    lines = "".join(f"  {key}: {value or repr('')}\n" for key, value in keys.items())
+def sweep_on(root: str, folder: Path) -> None:
+    """Train on the new shards as they are, once for each choice of captioners."""
+    keys = {
+        "data.train": f"{root}/both",
+        "data.features": f"{root}/features",
+        "scenes.uri": "''",
+        "eval.data": "''",
+        "train.num_samples": "512",
+        "train.eval_every_steps": "0",
+        "cluster.num_workers": "1",
+    }
+    lines = "".join(f"  {key}: {value}\n" for key, value in keys.items())
     sweep = folder / "captioner.yaml"
     sweep.write_text(
         f"name: captioner-of-choice\nstore: {root}/sweeps\ntrain: train/scenes\nset:\n{lines}"
-        "  cluster.num_workers: 1\narms:\n"
-        "  describer:\n    captions.captioners: [describer]\n"
+        "arms:\n  describer:\n    captions.captioners: [describer]\n"
         "  both:\n    captions.captioners: [describer, tiny]\n"
     )
     lotlip("sweep", str(sweep))
@@ -133,7 +134,7 @@ def train_on(root: str, folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
     arguments = parser.parse_args()
     lotlip("up")
     use_local_services()
@@ -150,8 +151,8 @@ def main() -> int:
             lotlip(*by_llava(root, model))
             lotlip("data", "check", f"{root}/both")
             is_right = counts(root, server, number)
-            if arguments.train:
-                train_on(root, Path(folder))
+            if arguments.sweep:
+                sweep_on(root, Path(folder))
     finally:
         server.end()
     return 0 if is_right else 1

@@ -138,6 +138,8 @@ def test_the_strictest_rule_decides():
         ({"max_repetition": 1.5}, r"audit.max_repetition=1\.5"),
         ({"max_dropped_share": -0.1}, r"audit.max_dropped_share=-0\.1"),
         ({"max_asks": 0}, "audit.max_asks=0"),
+        ({"min_similarity": 2.0}, r"audit.min_similarity=2\.0"),
+        ({"model": "models:/lotlip@champion"}, "audit.model=models:/lotlip@champion must be an"),
         ({"on_fail": {"lenght": "keep"}}, "audit.on_fail.lenght: rules are length"),
         ({"refusals": ("(",)}, r"audit.refusals: '\('"),
     ],
