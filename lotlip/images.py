@@ -21,6 +21,8 @@ from lotlip.errors import ConfigError, DataError
 MAX_PIXELS = 100_000_000  # more is taken for an attack or a mistake
 _REDUCIBLE = ("JPEG", "MPO")
 _SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_STORABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Of strangers' files; other decoders start programs, or are seldom looked after."""
 _QUALITY = 92
 _REDUCED = 1.25
 """What is decoded at reduced size has at least so many times the pixels it is resized to, in each
@@ -97,7 +99,7 @@ def stored(encoded: bytes, *, longest_side_px: int = 0) -> tuple[bytes, str]:
     Made anew is what has another format than JPEG, PNG or WebP, or a side longer than
     `longest_side_px`, if that isn't 0. Raises: DataError, see `decode`; it is decoded whole.
     """
-    image = _opened(encoded)
+    image = _opened(encoded, formats=_STORABLE)
     suffix, longest = _SUFFIXES.get(image.format or "", ""), max(image.size)
     is_large = 0 < longest_side_px < longest
     if suffix and not is_large:
@@ -113,7 +115,8 @@ def stored(encoded: bytes, *, longest_side_px: int = 0) -> tuple[bytes, str]:
     if is_large:
         image.thumbnail((longest_side_px, longest_side_px), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
+    with _explained():  # JPEGs have a largest size
+        image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue(), "jpg"
 
 

@@ -127,8 +127,8 @@ class CaptionCount:
         captions = {"short": sample.short}
         captions |= {f"long.{captioner}": caption for captioner, caption in sample.long.items()}
         for name, caption in captions.items():
-            words = len(caption.split())
-            self._add(name, 1, words, words)
+            if words := len(caption.split()):
+                self._add(name, 1, words, words)
 
     def merge(self, other: CaptionCount) -> None:
         for name, found in other._found.items():

@@ -15,6 +15,8 @@ from lotlip.relabel.profile import CaptionProfile
 
 _OPENINGS = 6
 _MOST_BINS = 50
+_SHOWN_PERCENT = 99.8
+"""Of the captions; the longest ones would leave no room for the others."""
 
 
 def captioners_chart(profiles: Mapping[str, CaptionProfile], *, unit: str, title: str) -> bytes:
@@ -36,9 +38,10 @@ def captioners_chart(profiles: Mapping[str, CaptionProfile], *, unit: str, title
 def _lengths(
     axes: Axes, profiles: Mapping[str, CaptionProfile], colours: Mapping[str, str], unit: str
 ) -> None:
-    edges = _bin_edges(np.concatenate([profile.lengths for profile in profiles.values()]))
+    lengths = np.concatenate([np.asarray(profile.lengths) for profile in profiles.values()])
+    edges = _bin_edges(lengths[lengths <= np.percentile(lengths, _SHOWN_PERCENT)])
     for name, profile in profiles.items():
-        heights, _ = np.histogram(profile.lengths, edges)
+        heights, _ = np.histogram(np.asarray(profile.lengths), edges)
         shares = heights / max(profile.num, 1)
         axes.stairs(shares, edges, color=colours[name], label=name, linewidth=1.4)
     plain_axes(axes)

@@ -10,16 +10,16 @@ import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO
 
 import ijson
 import pyarrow
 import pyarrow.parquet
 
-from lotlip.data.store import Store
+from lotlip.data.store import FolderStore, Store
 from lotlip.data.tar import tar_files
 from lotlip.errors import ConfigError, DataError
 from lotlip.ingest import rows
@@ -36,6 +36,9 @@ _SUFFIXES = {
 }
 _PARQUET_ROWS = 1000
 _COPY_BYTES = 1 << 20
+_LARGEST_JSON = 1 << 24
+_LOOKED_AT = 1000
+"""Lines of a JSONL file whose keys are taken for all that it has."""
 
 Place = tuple[str, Callable[[int], CaptionRow]]
 """Where a row is, and what makes it of its number; that raises ValueError for a bad one."""
@@ -75,7 +78,7 @@ def read_rows(
 
 _DAMAGED = (
     *(EOFError, gzip.BadGzipFile, ijson.JSONError, tarfile.TarError),
-    *(pyarrow.ArrowInvalid, OSError),
+    *(pyarrow.ArrowInvalid, zlib.error, OSError),
 )
 
 
@@ -104,7 +107,9 @@ def _places(store: Store, name: str, format: str, columns: ColumnMap | None) -> 
                     place = f"{where}:{member['fname']}"
                     yield place, lambda n, d=member["data"]: rows.dreamlip_json(n, _json(d))
         elif where.removesuffix(".gz").endswith(".json"):
-            content = file.read()
+            content = file.read(_LARGEST_JSON)
+            if len(content) == _LARGEST_JSON:
+                raise DataError(f"{where} is larger than the JSON of one image: is it a list?")
             yield where, lambda n: rows.dreamlip_json(n, _json(content))
         else:
             yield from _jsonl(file, where, columns)
@@ -123,7 +128,9 @@ def _csv(file: BinaryIO, where: str, format: str, columns: ColumnMap | None) -> 
     # Bytes that are no UTF-8 are found out by row, not by file.
     wrapped = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     with wrapped as text:
-        reader = csv.reader(text, delimiter="\t" if ".tsv" in where else ",")
+        reader = csv.reader(
+            text, delimiter="\t" if where.removesuffix(".gz").endswith(".tsv") else ","
+        )
         header = next(reader, None)
         if header is None:
             raise DataError(f"{where} is empty: it should begin with a header")
@@ -167,36 +174,62 @@ def _maker(
 
 
 def _jsonl(file: BinaryIO, where: str, columns: ColumnMap | None) -> Iterator[Place]:
-    for index, line in enumerate(file, start=1):
-        if line.strip():
-            place = f"{where} line {index}"
-            if columns is None:
-                yield place, lambda n, d=line: rows.dreamlip_json(n, _json(d))
-            else:
-                yield place, lambda n, d=line, c=columns: rows.plain(n, _object(d), c)
+    lines = ((index, line) for index, line in enumerate(file, start=1) if line.strip())
+    first = list(itertools.islice(lines, _LOOKED_AT))
+    if columns is not None and (has := _keys_in(line for _, line in first)):
+        columns.check(has, where)
+    for index, line in itertools.chain(first, lines):
+        place = f"{where} line {index}"
+        if columns is None:
+            yield place, lambda n, d=line: rows.dreamlip_json(n, _json(d))
+        else:
+            yield place, lambda n, d=line, c=columns: rows.plain(n, _object(d), c)
+
+
+def _keys_in(lines: Iterable[bytes]) -> list[str]:
+    """Of all objects among them."""
+    found: dict[str, None] = {}
+    for line in lines:
+        with suppress(ValueError):
+            found.update(dict.fromkeys(_object(line)))
+    return list(found)
 
 
 def _parquet(store: Store, name: str, columns: ColumnMap) -> Iterator[Place]:
     where = f"{store.uri}/{name}"
-    with tempfile.TemporaryDirectory() as folder:
-        # Its table of contents is at the end, and stores are read from the start.
-        path = Path(folder) / "copy.parquet"
+    with (
+        _seekable(store, name) as opened,
+        pyarrow.parquet.ParquetFile(opened, buffer_size=_COPY_BYTES, pre_buffer=False) as file,
+    ):
+        columns.check(file.schema_arrow.names, where)
+        wanted = sorted(set(columns.columns.values()))
+        index = itertools.count()
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+            for values in batch.to_pylist():
+                place = f"{where} row {next(index)}"
+                yield place, lambda n, v=values: rows.plain(n, v, columns)
+
+
+@contextmanager
+def _seekable(store: Store, name: str) -> Iterator[BinaryIO]:
+    """The file, of one that is elsewhere a copy without a name, which goes with the process.
+
+    Raises: ConfigError if there is no room for that.
+    """
+    with store.open(name) as source:
+        if isinstance(store, FolderStore):
+            yield source
+            return
         try:
-            with store.open(name) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, _COPY_BYTES)
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+                copy.seek(0)
+                yield copy  # type: ignore[misc]
         except OSError as error:
             raise ConfigError(
-                f"cannot copy {where} to {folder}: {error.strerror or error}; make room, or set "
-                "TMPDIR to a folder elsewhere"
+                f"cannot copy {store.uri}/{name} to {tempfile.gettempdir()}: "
+                f"{error.strerror or error}; make room there"
             ) from error
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns.check(file.schema_arrow.names, where)
-            wanted = sorted(set(columns.columns.values()))
-            index = itertools.count()
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-                for values in batch.to_pylist():
-                    place = f"{where} row {next(index)}"
-                    yield place, lambda n, v=values: rows.plain(n, v, columns)
 
 
 def _json(data: bytes) -> Any:

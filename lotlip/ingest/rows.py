@@ -117,17 +117,32 @@ def recap_csv(number: int, values: Sequence[str], order: Sequence[str]) -> Capti
 def recap_order(header: Sequence[str]) -> list[str]:
     """The captioners of a header's columns, the URL's apart: by name, or as DreamLIP orders them.
 
-    Raises: ValueError if there aren't four columns.
+    Raises: ValueError if there aren't four columns, or some of them tell and others don't.
     """
     if len(header) != 4:
         raise ValueError(f"{len(header)} columns where there should be 4: a URL, three captions")
-    tokens = {"IB": ("ib", "instructblip"), "SV": ("sv", "sharegpt4v"), "LLA": ("lla", "llava")}
-    named = []
-    for column in header[1:]:
-        parts = re.findall(r"[A-Z]{2,3}(?![a-z])|[a-z0-9]+", column.replace("long", " "))
-        lowered = {part.lower() for part in parts}
-        named += [CAPTIONERS[k] for k, known in tokens.items() if lowered & set(known)]
-    return named if sorted(named) == sorted(CAPTIONERS.values()) else list(CAPTIONERS.values())
+    named = [_captioner_in(column) for column in header[1:]]
+    if not any(named):
+        return list(CAPTIONERS.values())
+    if sorted(named) != sorted(CAPTIONERS.values()):
+        raise ValueError(
+            f"columns {', '.join(header[1:])} do not tell which captions are whose: name them "
+            "longIB, longSV, longLLA, or give them as format csv with --columns"
+        )
+    return named
+
+
+def _captioner_in(column: str) -> str:
+    """Whose captions a column of this name holds; empty if it does not say."""
+    lowered = column.lower()
+    known = [name for name in CAPTIONERS.values() if name in lowered]
+    short = [
+        name for k, name in CAPTIONERS.items() if re.search(rf"(?<![A-Z]){k}(?![A-Z])", column)
+    ]
+    parts = re.split(r"[^a-z]+", lowered)
+    short += [name for k, name in CAPTIONERS.items() if k.lower() in parts]
+    found = known or list(dict.fromkeys(short))
+    return found[0] if len(found) == 1 else ""
 
 
 def dreamlip_json(number: int, values: Any) -> CaptionRow:

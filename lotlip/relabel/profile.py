@@ -27,7 +27,7 @@ class CaptionProfile:
     def __init__(self, audit: AuditConfig | None, count_tokens: Callable[[str], int]) -> None:
         """Without an `audit` nothing is called a fault."""
         self._audit, self._count_tokens = audit, count_tokens
-        self.lengths: list[int] = []
+        self.lengths = array("L")
         self.growth: list[tuple[int, int]] = []
         """Numbers of captions and of different words in them."""
         self.failed: Counter[str] = Counter()

@@ -89,7 +89,8 @@ def _add_ingest(actions: Any) -> None:
     ingest.add_argument("--licence", default="", help="recorded as the samples' licence")
     ingest.add_argument(
         "--download",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help="of --images url: requests_per_s, per_host, concurrency, timeout_s, max_attempts, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,10 +86,12 @@ def stats(uri: str, *, num_samples: int = 0, tokenizer: Tokenizer | None = None)
     count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda t: len(t.split()))
     profiles: dict[str, CaptionProfile] = {}
     image_sizes: Counter[tuple[int, int]] = Counter()
-    sample_bytes: list[int] = []
+    sample_bytes = array("Q")
     for sample in itertools.islice(read_samples(store, manifest), num_samples or None):
         captions = _captions(sample)
         for name, caption in captions.items():
+            if not caption.strip():  # as of sets without alt-texts
+                continue
             if name not in profiles:
                 profiles[name] = CaptionProfile(None if name == "short" else AuditConfig(), count)
             profiles[name].add(caption, sample.short)

@@ -7,8 +7,14 @@ import asyncio
 import ipaddress
 import random
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -20,8 +26,11 @@ from aiolimiter import AsyncLimiter
 from lotlip.errors import ConfigError
 
 _MOST_REDIRECTS = 5
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _CHUNK_BYTES = 1 << 16
+_AHEAD = 4
+"""So many times what may be in flight is fetched before somebody takes it."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _FORBIDS = ("noai", "noimageai")
 """In X-Robots-Tag: whoever owns the image does not want models to be trained on it."""
@@ -73,101 +82,114 @@ def is_url(image: str) -> bool:
     return image.startswith(("http://", "https://"))
 
 
+def num_downloaders(config: DownloadConfig, num_workers: int) -> int:
+    """So many of the workers may fetch at once: each takes one connection to a host at least."""
+    return min(num_workers, config.per_host, config.concurrency)
+
+
 def download(
-    urls: Mapping[int, str], config: DownloadConfig, *, num_workers: int = 1
-) -> Iterator[tuple[int, Fetched]]:
-    """What is at each address, as it gets ready; `num_workers` share the limits."""
-    with asyncio.Runner() as runner:
-        fetching = _fetch_all(urls, config, num_workers)
-        while True:
-            try:
-                yield runner.run(_next(fetching))
-            except StopAsyncIteration:
-                return
+    urls: Sequence[str], config: DownloadConfig, *, num_workers: int = 1
+) -> Iterator[Fetched]:
+    """What is at each address, in their order; `num_workers` share the limits.
 
-
-async def _next(fetching: Any) -> tuple[int, Fetched]:
-    return await anext(fetching)
-
-
-async def _fetch_all(urls: Mapping[int, str], config: DownloadConfig, num_workers: int) -> Any:
+    No more is fetched ahead than a few times what may be in flight.
+    """
     share = max(1, config.concurrency // num_workers)
-    per_s = config.requests_per_s / num_workers
-    limit = AsyncLimiter(max(1.0, per_s), max(1.0, per_s) / per_s) if per_s else None
-    connector = aiohttp.TCPConnector(
-        limit=share,
-        limit_per_host=max(1, config.per_host // num_workers),
-        resolver=_Resolver(config.private_hosts),
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.timeout_s),
-        headers={"User-Agent": config.user_agent},
-        cookie_jar=aiohttp.DummyCookieJar(),
-    ) as session:
-        left, pending = iter(urls.items()), set()
-        try:
-            while True:
-                while len(pending) < share and (item := next(left, None)) is not None:
-                    pending.add(asyncio.create_task(_fetch(session, limit, *item, config)))
-                if not pending:
-                    return
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
-        finally:
-            for task in pending:
-                task.cancel()
+    loop = asyncio.new_event_loop()
+    # Of its own, so that connections are attended to while somebody looks at what came.
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
 
+    def begin(work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
-async def _fetch(
-    session: aiohttp.ClientSession,
-    limit: AsyncLimiter | None,
-    number: int,
-    url: str,
-    config: DownloadConfig,
-) -> tuple[int, Fetched]:
-    found, again_s = Fetched(), 0.0
-    for attempt in range(config.max_attempts):
-        if attempt:
-            longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
-            await asyncio.sleep(max(again_s, longest * random.uniform(0.5, 1.0)))
-        if limit:
-            await limit.acquire()
-        try:
-            async with asyncio.timeout(config.timeout_s):
-                found, again_s = await _attempt(session, url, config)
-        except TimeoutError:
-            found = Fetched(kind="timeout", reason=f"not there within {config.timeout_s:g} s")
-            again_s = 0.0
-        if again_s < 0 or not found.kind:
-            break
-    return number, found
-
-
-async def _attempt(
-    session: aiohttp.ClientSession, url: str, config: DownloadConfig
-) -> tuple[Fetched, float]:
-    """What came, and after how many seconds another attempt may help; -1 for never."""
+    fetcher = _Fetcher(config, num_workers, share)
+    waiting: deque[Future[Fetched]] = deque()
     try:
-        for _ in range(_MOST_REDIRECTS + 1):
-            if problem := _problem(url, config.private_hosts):
-                return Fetched(kind="address", reason=problem), -1
-            async with session.get(url, allow_redirects=False) as answer:
-                if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
-                    url = urljoin(url, answer.headers["Location"])
-                    continue
-                return await _read(answer, config)
-        return Fetched(kind="redirects", reason=f"more than {_MOST_REDIRECTS} redirects"), -1
-    except (aiohttp.InvalidURL, ValueError) as error:
-        return Fetched(kind="address", reason=f"no address: {_line(error)}"), -1
-    except (aiohttp.ClientError, OSError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, _PrivateError):
-            return Fetched(kind="address", reason=str(cause)), -1
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return Fetched(kind="host", reason="there is no such host"), -1
-        return Fetched(kind="connection", reason=_line(error)), 0.0
+        begin(fetcher.open()).result()
+        for url in urls:
+            if len(waiting) >= _AHEAD * share:
+                yield waiting.popleft().result()
+            waiting.append(begin(fetcher.fetch(url)))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        begin(fetcher.close()).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+class _Fetcher:
+    """One worker's client, with its share of the limits."""
+
+    def __init__(self, config: DownloadConfig, num_workers: int, share: int) -> None:
+        self._config = config
+        self._in_flight = asyncio.Semaphore(share)
+        of_host = max(1, config.per_host // num_workers)
+        self._of_host = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(of_host))
+        per_s = config.requests_per_s / num_workers
+        self._limit = AsyncLimiter(1, 1 / per_s) if per_s else None
+        self._not_before: dict[str, float] = {}
+
+    async def open(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver(self._config.private_hosts)),
+            timeout=aiohttp.ClientTimeout(total=self._config.timeout_s),
+            headers={"User-Agent": self._config.user_agent},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def fetch(self, url: str) -> Fetched:
+        """What came, after as many attempts as it takes."""
+        host, found = host_of(url), Fetched()
+        # Waiting for a turn is no part of the time that an image may take.
+        async with self._of_host[host], self._in_flight:
+            for attempt in range(self._config.max_attempts):
+                if attempt:
+                    longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
+                    await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+                while (left := self._not_before.get(host, 0.0) - time.monotonic()) > 0:
+                    await asyncio.sleep(left)
+                found, again_s = await self._attempt(url)
+                if again_s < 0 or again_s > _LONGEST_PAUSE_S or not found.kind:
+                    break
+                if again_s:
+                    self._not_before[host] = time.monotonic() + again_s
+        return found
+
+    async def _attempt(self, url: str) -> tuple[Fetched, float]:
+        """What came, and after how many seconds another attempt may help; -1 for never."""
+        config = self._config
+        try:
+            for _ in range(_MOST_REDIRECTS + 1):
+                if problem := _problem(url, config.private_hosts):
+                    return Fetched(kind="address", reason=problem), -1
+                if self._limit:
+                    await self._limit.acquire()
+                async with self._session.get(url, allow_redirects=False) as answer:
+                    if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
+                        url = urljoin(url, answer.headers["Location"])
+                        continue
+                    return await _read(answer, config)
+            return Fetched(kind="redirects", reason=f"more than {_MOST_REDIRECTS} redirects"), -1
+        except TimeoutError:
+            reason = f"not there within {config.timeout_s:g} s"
+            return Fetched(kind="timeout", reason=reason), 0.0
+        except (aiohttp.InvalidURL, ValueError) as error:
+            return Fetched(kind="address", reason=f"no address: {_line(error)}"), -1
+        except (aiohttp.ClientError, OSError) as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, _PrivateError):
+                return Fetched(kind="address", reason=str(cause)), -1
+            if isinstance(error, aiohttp.ClientConnectorDNSError):
+                return Fetched(kind="host", reason="there is no such host"), -1
+            return Fetched(kind="connection", reason=_line(error)), 0.0
 
 
 async def _read(answer: aiohttp.ClientResponse, config: DownloadConfig) -> tuple[Fetched, float]:
@@ -204,7 +226,7 @@ class _Resolver(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         if not self._private_hosts:
             for one in found:
-                if not ipaddress.ip_address(one["host"]).is_global:
+                if not _is_public(ipaddress.ip_address(one["host"])):
                     raise _PrivateError(f"{host} is {one['host']}, which is no public address")
         return found
 
@@ -214,28 +236,49 @@ class _Resolver(AbstractResolver):
 
 def _problem(url: str, private_hosts: bool) -> str:
     """Why an address is not asked; empty if it is."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        return f"no address: {_line(error)}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return f"no http:// or https:// address: {url[:200]}"
     try:
         address = ipaddress.ip_address(parts.hostname)
     except ValueError:  # a name, which is looked up
         return ""
-    if private_hosts or address.is_global:
+    if private_hosts or _is_public(address):
         return ""
     return f"{address} is no public address"
 
 
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Also of an IPv4 address that hides in one of IPv6."""
+    if isinstance(address, ipaddress.IPv6Address):
+        hidden = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            hidden = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if hidden is not None:
+            return hidden.is_global
+    return address.is_global
+
+
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    try:
-        return min(max(float(headers.get("Retry-After", "0")), 0.0), _LONGEST_PAUSE_S)
-    except ValueError:
-        return 0.0
+    """What the server asked for, as seconds or as a date; 0 if it did not."""
+    text = headers.get("Retry-After", "0")
+    with suppress(ValueError):
+        return max(float(text), 0.0)
+    with suppress(ValueError, TypeError):
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    return 0.0
 
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def hosts_of(urls: Sequence[str]) -> list[str]:
-    return [urlsplit(url).hostname or "" for url in urls]
+def host_of(url: str) -> str:
+    """Empty if it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

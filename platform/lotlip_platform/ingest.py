@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from lotlip.configuration import to_dict
 from lotlip.data import manifest as manifests
-from lotlip.data.manifest import write_manifest
+from lotlip.data.manifest import read_manifest, write_manifest
 from lotlip.data.shards import shard_name
 from lotlip.data.store import FolderStore, Store
 from lotlip.errors import ClusterError, ConfigError, DataError, LotlipError
@@ -31,8 +31,11 @@ from lotlip.ingest.reading import find_files, read_rows
 from lotlip.ingest.rows import BadRow, CaptionRow
 from lotlip_platform.cluster import connected, store_environment
 from lotlip_platform.config import flat
+from lotlip_platform.downloads import num_downloaders
 from lotlip_platform.ingest_config import URLS, IngestConfig
 from lotlip_platform.ingest_shard import fetched, write_rows
+from lotlip_platform.ownership import owned
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.shard_ledger import Entry, ShardLedger, counted, manifest_of
 from lotlip_platform.storage import open_store
 
@@ -43,9 +46,11 @@ _HOSTS = 20
 _AHEAD = 2
 """Shards' rows that are read before somebody takes them."""
 _MAY_CHANGE = ("download", "source", "images")
+"""Where things lie may change; what there is may not, see `_inputs`."""
+_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".tar")
 
 Told = Callable[[Mapping[str, Any]], None]
-"""Gets `rows`, `written` and `rejected` so far, and `bytes` and `total` of the caption files."""
+"""Gets `rows`, `written` and `rejected` so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +75,14 @@ class Ingested:
 def ingest(config: IngestConfig, told: Told) -> Ingested:
     """Make a data set of published captions, or go on with it. Raises: LotlipError."""
     source, files = _caption_files(config)
-    target = open_store(config.target)
-    work = open_store(f"{config.target.rstrip('/')}{WORK}")
+    target, work = open_store(config.target), open_store(_work(config.target))
     tars = _tars(config)
-    _claim(config, target, work)
+    _claim(config, target, work, _inputs(config, source, files, tars))
     if work.exists(_REPORT):
-        return _read_report(work)
-    with connected():
-        entries = dict(ShardLedger(work).entries())
-        if not tars:
-            _write_shards(config, work, source, files, entries, told)
-            num_rows = sum(entry.counts["rows"] for entry in entries.values())
-        else:
+        return _read_report(work, target)
+    with owned(RunFolder(work)), connected():
+        entries = _whole(ShardLedger(work).entries(), target)
+        if tars:
             from lotlip_platform.ingest_tars import write_joined  # Ray Data takes a while
 
             num_rows = write_joined(
@@ -93,20 +94,52 @@ def ingest(config: IngestConfig, told: Told) -> Ingested:
                 entries,
                 lambda: _tell(told, entries),
             )
-    return _finish(config, target, work, entries, num_rows)
+        else:
+            num_rows = _write_shards(config, work, source, files, entries, told)
+        return _finish(config, target, work, entries, num_rows)
+
+
+def _work(target: str) -> str:
+    """Where the work on a target is kept. Raises: ConfigError for a bucket without a prefix."""
+    place = target.rstrip("/")
+    if place.startswith("s3://") and "/" not in place.removeprefix("s3://"):
+        raise ConfigError(f"target={target} must have a prefix: s3://BUCKET/PREFIX")
+    return f"{place}{WORK}"
+
+
+def _whole(entries: Mapping[str, Entry], target: Store) -> dict[str, Entry]:
+    """Those whose shards are there; the others are written again."""
+    found = target.versions()
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if not entry.shard.num_samples
+        or (name in found and found[name].num_bytes == entry.shard.num_bytes)
+    }
 
 
 def _caption_files(config: IngestConfig) -> tuple[Store, list[str]]:
     """Raises: DataError."""
-    given = PurePosixPath(config.source)
-    if given.name.removesuffix(".gz").endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet")) or (
-        given.suffix == ".tar"
-    ):
-        folder = config.source.rpartition("/")[0] or ("/" if config.source[0] == "/" else ".")
-        store = open_store(folder)
-        return store, find_files(store, given.name, config.format)
+    folder, _, name = config.source.rpartition("/")
+    if PurePosixPath(name.removesuffix(".gz")).suffix in _FILES:
+        store = open_store(folder or ("/" if config.source.startswith("/") else "."))
+        return store, find_files(store, name, config.format)
     store = open_store(config.source)
+    if isinstance(store, FolderStore) and not store.root.is_dir():
+        what = "is no caption file" if store.root.exists() else "does not exist"
+        raise DataError(f"source={config.source} {what}; caption files end in {', '.join(_FILES)}")
     return store, find_files(store, "", config.format)
+
+
+def _inputs(
+    config: IngestConfig, source: Store, files: list[str], tars: list[str]
+) -> dict[str, Any]:
+    """What the rows' numbers, and so the shards, depend on."""
+    images = open_store(config.images_folder).versions() if tars else {}
+    return {
+        "files": {name: source.versions(name)[name].num_bytes for name in files},
+        "tars": {name: images[name].num_bytes for name in tars},
+    }
 
 
 def _tars(config: IngestConfig) -> list[str]:
@@ -125,16 +158,18 @@ def _tars(config: IngestConfig) -> list[str]:
     return found
 
 
-def _claim(config: IngestConfig, target: Store, work: Store) -> None:
-    """Raises: ConfigError, DataError if something else is there."""
-    now = to_dict(config)
-    if work.exists(_CONFIG):
-        before = json.loads(work.read(_CONFIG))
-        for key, value in flat(now).items():
-            if not key.startswith(_MAY_CHANGE) and flat(before).get(key) != value:
+def _claim(config: IngestConfig, target: Store, work: Store, inputs: Mapping[str, Any]) -> None:
+    """Raises: ConfigError, DataError if something else is there, or the inputs have changed."""
+    now = {**to_dict(config), "inputs": inputs}
+    has_begun = bool(work.list("shards/")) or work.exists(_REPORT)
+    if work.exists(_CONFIG) and has_begun:
+        before = flat(json.loads(work.read(_CONFIG)))
+        after = flat(json.loads(json.dumps(now)))
+        for key in {**before, **after}:
+            if not key.startswith(_MAY_CHANGE) and before.get(key) != after.get(key):
                 raise ConfigError(
-                    f"{work.uri} holds an ingest with another {key}={flat(before).get(key)!r}: "
-                    "give another place, or remove that one and what it wrote"
+                    f"{work.uri} holds an ingest with another {key}={before.get(key)!r}: give "
+                    "another place, or remove that one and what it wrote"
                 )
         return
     if target.exists(manifests.NAME):
@@ -151,38 +186,44 @@ def _write_shards(
     files: list[str],
     entries: dict[str, Entry],
     told: Told,
-) -> None:
-    """Those that aren't there yet; adds to `entries`. Raises: LotlipError, ClusterError."""
+) -> int:
+    """Those that aren't there yet; adds to `entries`. The number of rows. Raises: LotlipError."""
     num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    ahead = _AHEAD
+    if config.images == URLS:
+        num_workers, ahead = num_downloaders(config.download, num_workers), 0
     environment, done = store_environment(), frozenset(entries)
     # It mostly waits for those that write.
     read: Any = ray.remote(num_cpus=0, num_returns="streaming")(_read)
     write = ray.remote(max_retries=3)(_write)
     parts = iter(
-        read.options(_generator_backpressure_num_objects=_AHEAD * num_workers).remote(
+        read.options(_generator_backpressure_num_objects=_AHEAD + num_workers).remote(
             config, source, files, done, environment
         )
     )
     pending: set[Any] = set()
-    is_read = False
+    get: Any = ray.get
+    num_rows = -1
     with _ray_errors():
         try:
-            while pending or not is_read:
-                while not is_read and len(pending) < num_workers + _AHEAD:
-                    part = next(parts, None)
-                    is_read = part is None
-                    if part is not None:
-                        args = (config, work.uri, part, num_workers, environment)
-                        pending.add(write.remote(*args))
+            while pending or num_rows < 0:
+                while num_rows < 0 and len(pending) < num_workers + ahead:
+                    part, is_last = next(parts), next(parts, None)
+                    # Rows stay where they are; only their number is fetched, or an error.
+                    if is_last is None or get(is_last):
+                        num_rows = get(part)
+                        break
+                    args = (config, work.uri, part, num_workers, environment)
+                    pending.add(write.remote(*args))
                 ready, left = ray.wait(list(pending), num_returns=1) if pending else ([], [])
                 pending = set(left)
                 for entry in ray.get(ready):
-                    if entry is not None:
-                        entries[entry.shard.name] = entry
-                        _tell(told, entries)
+                    entries[entry.shard.name] = entry
+                    _tell(told, entries)
         finally:
             for reference in pending:
                 ray.cancel(reference, force=False)
+    return num_rows
 
 
 def _read(
@@ -191,20 +232,26 @@ def _read(
     files: list[str],
     done: frozenset[str],
     environment: Mapping[str, str],
-) -> Iterator[tuple[str, list[CaptionRow], list[BadRow]] | None]:
-    """The rows of each shard that isn't done, with its name."""
+) -> Iterator[Any]:
+    """The rows of each shard that isn't done, with its name, and at last the number of all rows;
+    each is followed by whether it was the last."""
     os.environ.update(environment)
     rows: list[CaptionRow] = []
     bad: list[BadRow] = []
-    number = 0
+    number = num_rows = 0
     for row in read_rows(source, files, config.format, config.column_map):
         (bad if isinstance(row, BadRow) else rows).append(row)  # type: ignore[arg-type]
+        num_rows += 1
         if len(rows) + len(bad) == config.shard_size:
             if shard_name(number) not in done:
                 yield shard_name(number), rows, bad
+                yield False
             rows, bad, number = [], [], number + 1
     if (rows or bad) and shard_name(number) not in done:
         yield shard_name(number), rows, bad
+        yield False
+    yield num_rows
+    yield True
 
 
 def _write(
@@ -277,8 +324,15 @@ def _finish(
     return result
 
 
-def _read_report(work: Store) -> Ingested:
+def _read_report(work: Store, target: Store) -> Ingested:
+    """Raises: DataError if it is damaged, or the data set isn't there any longer."""
     try:
-        return Ingested(**json.loads(work.read(_REPORT)))
+        report = Ingested(**json.loads(work.read(_REPORT)))
     except (ValueError, TypeError) as error:
         raise DataError(f"{work.uri}/{_REPORT} is damaged: {error}; remove it") from error
+    if not target.exists(manifests.NAME) or read_manifest(target).digest != report.digest:
+        raise DataError(
+            f"{target.uri} is no longer what {work.uri}/{_REPORT} says: remove {work.uri} to make "
+            "it again"
+        )
+    return report

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
 from lotlip.data.sample import Sample
 from lotlip.data.shards import CaptionCount, write_shard
+from lotlip.data.store import Store
 from lotlip.errors import DataError
 from lotlip.images import stored
 from lotlip.ingest.rows import BadRow, CaptionRow
-from lotlip_platform.downloads import Fetched, download, hosts_of, is_url
+from lotlip_platform.downloads import Fetched, download, host_of, is_url
 from lotlip_platform.ingest_config import URLS, IngestConfig
 from lotlip_platform.shard_ledger import Entry, ShardLedger
 from lotlip_platform.storage import open_store
 
 _READERS = 16
 """Images of a folder read at once."""
+_LONGEST_PATH, _LONGEST_NAME = 1000, 255
+"""Bytes that stores and folders take."""
 
 Found = tuple[CaptionRow, Fetched]
 
@@ -32,14 +36,14 @@ def write_rows(
     bad: Sequence[BadRow],
     found: Iterable[Found],
 ) -> Entry:
-    """Write and commit a shard of `rows`, with what was found of their images in any order.
+    """Write and commit a shard of `rows`, with what was found of their images, in their order.
 
     `bad` are rows between them that are no captions. Raises: DataError, ConfigError for the store.
     """
     ledger, target, count = _Ledger(bad), open_store(config.target), CaptionCount()
 
     def samples() -> Iterator[Sample]:
-        for row, fetched in _in_order(rows, found):
+        for row, fetched in found:
             sample = ledger.sample(config, row, fetched)
             if sample is not None:
                 count.add(sample)
@@ -64,41 +68,47 @@ def write_rows(
 
 
 def fetched(config: IngestConfig, rows: Sequence[CaptionRow], num_workers: int) -> Iterator[Found]:
-    """The images of the rows from where the config says, in any order. Raises: DataError."""
+    """The images of the rows from where the config says, in the rows' order.
+
+    `num_workers` share the limits of downloads. Raises: DataError if the store can't be read.
+    """
     if config.images == URLS:
-        urls = {place: row.image for place, row in enumerate(rows)}
-        for place, one in download(urls, config.download, num_workers=num_workers):
-            yield rows[place], one
+        urls = [row.image for row in rows]
+        images = download(urls, config.download, num_workers=num_workers)
+        yield from zip(rows, images, strict=True)
         return
     store = open_store(config.images)
-
-    def read(row: CaptionRow) -> Fetched:
-        path = path_of(row.image, config.strip)
-        try:
-            return Fetched(content=store.read(path))
-        except DataError as error:
-            if not store.exists(path):
-                return Fetched(kind="missing", reason=f"{store.uri} has no {path}")
-            raise error
-
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from zip(rows, pool.map(read, rows), strict=True)
+        waiting: deque[tuple[CaptionRow, Future[Fetched]]] = deque()
+        for row in rows:
+            if len(waiting) == 2 * _READERS:  # or all of a shard's images would pile up
+                first, reading = waiting.popleft()
+                yield first, reading.result()
+            waiting.append((row, pool.submit(_read, store, row, config.strip)))
+        for first, reading in waiting:
+            yield first, reading.result()
+
+
+def _read(store: Store, row: CaptionRow, strip: str) -> Fetched:
+    path = path_of(row.image, strip)
+    is_name = path and len(path.encode(errors="replace")) <= _LONGEST_PATH and path.isprintable()
+    if (
+        not is_name
+        or ".." in PurePosixPath(path).parts
+        or any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in path.split("/"))
+    ):
+        return Fetched(kind="path", reason=f"{row.image[:200]!r} is no path below {store.uri}")
+    try:
+        return Fetched(content=store.read(path))
+    except DataError as error:
+        if not store.exists(path):
+            return Fetched(kind="missing", reason=f"{store.uri} has no {path}")
+        raise error
 
 
 def path_of(image: str, strip: str) -> str:
     """Where it lies below the images' folder."""
     return image.removeprefix(strip).lstrip("/")
-
-
-def _in_order(rows: Sequence[CaptionRow], found: Iterable[Found]) -> Iterator[Found]:
-    """As the rows are, so that the same rows give the same shard; what comes early waits."""
-    waiting: dict[int, Fetched] = {}
-    arriving = iter(found)
-    for row in rows:
-        while row.number not in waiting:
-            other, fetched = next(arriving)
-            waiting[other.number] = fetched
-        yield row, waiting.pop(row.number)
 
 
 class _Ledger:
@@ -121,7 +131,7 @@ class _Ledger:
                 return _sample(config, row, fetched.content, image, suffix)
             except DataError as error:
                 kind, reason = "image", str(error)
-        host = hosts_of([row.image])[0] if is_url(row.image) else ""
+        host = host_of(row.image) if is_url(row.image) else ""
         record = {"row": row.number, "image": row.image, **({"host": host} if host else {})}
         self._reject(record, kind, reason)
         return None

@@ -84,8 +84,7 @@ def write_joined(
         environment=store_environment(),
         done=frozenset(entries),
     )
-    sizes = source.versions()
-    num_bytes = sum(sizes[name].num_bytes for name in files)
+    num_bytes = sum(source.versions(name)[name].num_bytes for name in files)
     partitions = min(_MOST_PARTITIONS, 2 + num_bytes // _PARTITION_BYTES)
     quiet_ray_data(partitions)
     minimum: Any = Min  # its annotation asks for a zero of places

@@ -62,9 +62,12 @@ class ShardLedger:
         self.store.write(f"{_ENTRIES}/{stem}.json", to_json(entry).encode())
 
     def write_rejected(self, stem: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Nothing is written of nothing."""
+        """In place of those of an attempt that was killed; of nothing there is no file."""
+        name = f"{_REJECTED}/{stem}.jsonl"
         if lines := "".join(f"{json.dumps(one)}\n" for one in records):
-            self.store.write(f"{_REJECTED}/{stem}.jsonl", lines.encode())
+            self.store.write(name, lines.encode())
+        else:
+            self.store.delete(name)
 
     def rejected(self) -> Iterator[dict[str, Any]]:
         """All that is not in the data set, shard by shard."""

@@ -56,7 +56,9 @@ def test_stats_take_the_first_samples_and_a_tokenizers_count(tmp_path):
     )
     found = stats(str(tmp_path), num_samples=7, tokenizer=tokenizer)
     assert (found.num_read, found.num_samples, found.unit) == (7, 10, "tokens")
-    assert found.profiles["short"].lengths == [len(tokenizer.encode(s.short)) for s in samples]
+    assert list(found.profiles["short"].lengths) == [
+        len(tokenizer.encode(s.short)) for s in samples
+    ]
     assert max(found.profiles["long.scenes"].lengths) == 24
 
 

@@ -103,6 +103,8 @@ def test_rows_and_files_become_samples_or_are_rejected_with_the_reason(tmp_path:
     source = write_csv(tmp_path / "a.csv", [f"old/place/cc/{name}" for name in names])
     with source.open("a") as file:
         file.write("bad,row\n")
+        for odd in ("../../etc/passwd", "old/place/", "a\0b.jpg", "x" * 300, "http://[x]/1.jpg"):
+            file.write(f"{odd},a,b,c,d,e,f,g\n")
     config = config_of(
         tmp_path,
         source,
@@ -113,9 +115,9 @@ def test_rows_and_files_become_samples_or_are_rejected_with_the_reason(tmp_path:
     )
     told: list[Mapping[str, Any]] = []
     result = ingest(config, told.append)
-    assert (result.num_rows, result.num_written, result.num_rejected) == (51, 48, 3)
-    assert told[-1] == {"rows": 51, "written": 48, "rejected": 3}
-    assert result.reasons == {"image": 1, "missing": 1, "row": 1}
+    assert (result.num_rows, result.num_written, result.num_rejected) == (56, 48, 8)
+    assert told[-1] == {"rows": 56, "written": 48, "rejected": 8}
+    assert result.reasons == {"image": 1, "missing": 2, "path": 4, "row": 1}
     found = rejected(result)
     assert found[7] == ("missing", f"{tmp_path / 'images'} has no cc/007.jpg")
     assert found[9][0] == "image"
@@ -278,10 +280,16 @@ def test_a_task_that_dies_is_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     "change, error, text",
     [
         ({"source": "/nowhere/a.csv"}, DataError, "/nowhere/a.csv does not exist"),
+        ({"source": "/nowhere"}, DataError, "source=/nowhere does not exist"),
+        ({"target": "s3://bucket"}, ConfigError, "target=s3://bucket must have a prefix"),
         ({"images": "/nowhere"}, DataError, "images=/nowhere: there is no such folder"),
         ({"images": "/nowhere/*.tar"}, DataError, "there is no such folder"),
         ({"format": "recap-csv"}, DataError, "is no recap-csv: 8 columns"),
-        ({"format": "jsonl", "columns": {"image": "i", "short": "s"}}, DataError, "none of 3 rows"),
+        (
+            {"format": "csv", "columns": {"image": "i", "short": "raw"}},
+            ConfigError,
+            "no column 'i'",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(tmp_path: Path, change: Any, error: Any, text: str):
@@ -301,6 +309,16 @@ def test_another_ingest_at_the_same_place_is_refused(tmp_path: Path):
     ingest(config, quiet)
     with pytest.raises(ConfigError, match="holds an ingest with another shard_size=20"):
         ingest(dataclasses.replace(config, shard_size=30), quiet)
+    with source.open("a") as file:
+        file.write("more.jpg,a,b,c,d,e,f,g\n")
+    with pytest.raises(ConfigError, match=r"holds an ingest with another inputs\.files\.a\.csv="):
+        ingest(config, quiet)
+    write_csv(source, names)
+    manifest = tmp_path / "target" / "manifest.json"
+    manifest.rename(tmp_path / "gone")
+    with pytest.raises(DataError, match="is no longer what"):
+        ingest(config, quiet)
+    (tmp_path / "gone").rename(manifest)
     for name in FolderStore(tmp_path / "target.ingest").list():
         (tmp_path / "target.ingest" / name).unlink()
     with pytest.raises(DataError, match="holds another data set"):

@@ -111,12 +111,19 @@ def test_recap_csv_has_an_address_and_three_captions(tmp_path: Path):
         (["url", "longIB", "longSV", "longLLA"], ["instructblip", "sharegpt4v", "llava"]),
         (["url", "longSV_captions", "longLLA_captions", "longIB_captions"], None),
         (["url", "caption_sharegpt4v", "caption_llava", "caption_instructblip"], None),
-        (["url", "longSV", "longSV", "longIB"], ["instructblip", "sharegpt4v", "llava"]),
+        (["url", "ShareGPT4V", "LLaVA", "InstructBLIP"], None),
+        (["url", "sv", "lla", "ib"], None),
         (["u", "x", "y", "z"], ["instructblip", "sharegpt4v", "llava"]),
     ],
 )
 def test_names_of_columns_tell_the_captioner_where_they_can(header: list[str], order: Any):
     assert recap_order(header) == (order or ["sharegpt4v", "llava", "instructblip"])
+
+
+def test_names_that_tell_only_in_part_are_not_guessed_at():
+    for header in (["url", "longSV", "longSV", "longIB"], ["url", "longLLA", "longIB", "other"]):
+        with pytest.raises(ValueError, match="do not tell which captions are whose"):
+            recap_order(header)
 
 
 DREAMLIP = {

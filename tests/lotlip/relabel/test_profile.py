@@ -18,7 +18,7 @@ def profile_of(*captions: str, audit: AuditConfig | None = None) -> CaptionProfi
 
 def test_lengths_words_and_openings_are_counted():
     profile = profile_of("The image shows a castle.", "The image shows a boat 7.", "A Castle")
-    assert profile.lengths == [5, 6, 2]
+    assert list(profile.lengths) == [5, 6, 2]
     assert profile.num_words == 6, "the image shows a castle boat"
     assert profile.openings(1) == [("the image shows a", pytest.approx(2 / 3))]
     assert profile.summary()["openings"]["a castle"] == pytest.approx(1 / 3, abs=1e-4)
