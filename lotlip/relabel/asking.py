@@ -50,7 +50,9 @@ class Answer:
     is_whole: bool = True
     """False where it was cut at the most tokens."""
     error: str = ""
-    """Why there is no text, and would be none at once; it is asked again in another run."""
+    """Why there is no text."""
+    is_final: bool = False
+    """Of an error: there never will be one. Others are asked about again in another life."""
     input_tokens: int = 0
     output_tokens: int = 0
     num_attempts: int = 1
@@ -85,6 +87,7 @@ class PromptConfig:
         default_factory=lambda: {
             "detailed": "Describe the image in detail.",
             "parts": "Describe all that can be seen in the image, and where it is, in detail.",
+            "story": "What is to be seen in this image? Mention each thing, its colour and place.",
             "paragraph": "Describe this image in a paragraph, to somebody who can't see it.",
         }
     )
@@ -139,9 +142,14 @@ def make_request(sample: Sample, shard: str, place: Place, prompts: PromptConfig
         place=place,
         image=sample.image,
         prompt=name,
-        text=prompts.texts[name].replace("{short}", sample.short),
+        text=_clean(prompts.texts[name].replace("{short}", sample.short)),
         seed=_number(f"{whose} {place.draw} {place.ask}") % (1 << 31),
     )
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which no request can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _number(text: str) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,7 +68,8 @@ class AuditConfig:
     min_similarity: float = 0.0
     """Cosine of their features; lotlip data stats --model tells what captions have."""
     max_duplicates: int = 0
-    """How many samples of a shard may have the same caption; 0: any number."""
+    """How many samples of a shard may have the same caption, if it passes the other rules; 0: any
+    number."""
     on_fail: dict[str, Action] = field(default_factory=dict)
     """By rule: length, refusal, repetition, truncation, language, overlap, similarity, duplicate,
     empty. `again` asks again, up to max_asks, and then drops; `keep` only counts. Those not named:
@@ -101,7 +100,7 @@ class AuditConfig:
                 raise ConfigError(f"audit.on_fail.{rule}: rules are {', '.join(RULES)}")
         for pattern in self.refusals:
             try:
-                re.compile(pattern)
+                _any_of((pattern,))
             except re.error as error:
                 raise ConfigError(f"audit.refusals: {pattern!r}: {error}") from error
 
@@ -175,20 +174,6 @@ def overlap(caption: str, short: str) -> float:
 def normalised(caption: str) -> str:
     """The same for captions that differ in case, spaces and punctuation only."""
     return " ".join(_words(caption))
-
-
-def repeated(captions: Mapping[int, str], most: int) -> set[int]:
-    """Whose captions are the same as those of `most` before them; none with 0."""
-    if not most:
-        return set()
-    seen: Counter[str] = Counter()
-    found = set()
-    for place in sorted(captions):
-        text = normalised(captions[place])
-        seen[text] += 1
-        if seen[text] > most:
-            found.add(place)
-    return found
 
 
 def _words(text: str) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lotlip.errors import ConfigError
+import torch
+
+from lotlip.errors import ClusterError, ConfigError
 from lotlip.relabel.asking import Captioner
 from lotlip.relabel.huggingface import HuggingFaceCaptioner, revision_of
 from lotlip_platform.endpoint import EndpointCaptioner, check_endpoint
@@ -34,6 +36,11 @@ def captioner_of(config: RelabelConfig, revision: str = "") -> Captioner:
         )
     if captioner.huggingface.model:
         device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ClusterError(
+                "there is no GPU that torch can use: give cluster.gpus_per_worker=0 to caption on "
+                "the CPU"
+            )
         of_hub = revision and not revision.startswith("sha256:")
         model = replace(captioner.huggingface, **({"revision": revision} if of_hub else {}))
         return HuggingFaceCaptioner(model, config.generation, system=system, device=device)

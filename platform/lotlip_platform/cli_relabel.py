@@ -26,7 +26,6 @@ def add_verbs(verbs: Any) -> None:
         "--try",
         dest="num_tried",
         type=int,
-        default=0,
         metavar="N",
         help="caption N images on this machine, and show them; nothing is kept",
     )
@@ -40,9 +39,9 @@ def _relabel(arguments: argparse.Namespace) -> None:
     from lotlip_platform.relabel_config import RelabelConfig
 
     config = load_config(RelabelConfig, arguments.config, arguments.overrides)
-    if arguments.num_tried < 0:
-        raise ConfigError("--try must be 1 or more")
-    if arguments.num_tried:
+    if arguments.num_tried is not None:
+        if arguments.num_tried < 1:
+            raise ConfigError(f"--try {arguments.num_tried} must be 1 or more")
         from lotlip_platform.cli_data import write_out
         from lotlip_platform.relabel_trial import try_out
 

@@ -161,15 +161,23 @@ class EndpointCaptioner:
         """The answer, after as many attempts as it takes. Raises: ConfigError, ClusterError."""
         body = await asyncio.to_thread(self._body, request)
         input_tokens, output_tokens, fault = 0, 0, _Fault("")
-        for attempt in range(1, self._config.max_attempts + 1):
-            if attempt > 1:
-                await limits.pause(attempt - 1, fault)
+        attempt = tried = 0
+        asked_s = time.monotonic()
+        while attempt < self._config.max_attempts:
+            if tried:
+                await limits.pause(tried, fault)
             await limits.wait()
             completion, fault = await self._attempt(client, body)
+            tried += 1
+            # Who is told to come back later has not failed, as long as others are answered.
+            attempt += not (fault.is_busy and limits.answered_s > asked_s)
+            if fault.is_busy and limits.answered_s > asked_s:
+                asked_s = time.monotonic()
             text = ""
             if not fault.reason:
                 used = _used_tokens(completion)
                 input_tokens, output_tokens = input_tokens + used[0], output_tokens + used[1]
+                limits.answered_s = time.monotonic()
                 await limits.spend(sum(used))
                 text, fault = _text(completion)
             if text or fault.is_final:
@@ -177,13 +185,16 @@ class EndpointCaptioner:
                     place=request.place,
                     prompt=request.prompt,
                     text=text,
-                    is_whole=not text or completion.choices[0].finish_reason != "length",
+                    is_whole=not text
+                    or getattr(completion.choices[0], "finish_reason", "") != "length",
                     error=fault.reason,
+                    is_final=fault.is_final,
                     input_tokens=input_tokens,
                     output_tokens=output_tokens,
-                    num_attempts=attempt,
+                    num_attempts=tried,
                 )
-        if fault.is_of_server:
+        is_down = fault.is_outage and limits.answered_s < asked_s
+        if fault.is_of_server or is_down:
             raise ClusterError(
                 f"captioner.endpoint.url={self._config.url} gave up after "
                 f"{self._config.max_attempts} attempts ({fault.reason}): what is answered is kept; "
@@ -195,7 +206,7 @@ class EndpointCaptioner:
             error=fault.reason,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
-            num_attempts=self._config.max_attempts,
+            num_attempts=tried,
         )
 
     async def _attempt(
@@ -205,7 +216,8 @@ class EndpointCaptioner:
         try:
             return await client.chat.completions.create(**body), _Fault("")
         except openai.APITimeoutError:
-            return None, _Fault(f"no answer within {self._config.timeout_s:g} s")
+            reason = f"no answer within {self._config.timeout_s:g} s"
+            return None, _Fault(reason, is_outage=True)
         except openai.APIConnectionError as error:
             return None, _Fault(_reason(error), is_of_server=True)
         except openai.APIStatusError as error:
@@ -218,7 +230,13 @@ class EndpointCaptioner:
                     f"correct captioner.endpoint or {KEY}"
                 ) from error
             after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
-            return None, _Fault(reason, is_of_server=code in (429, 503), after_s=after_s)
+            return None, _Fault(
+                reason,
+                is_of_server=code in (429, 503),
+                is_busy=code in (429, 503),
+                is_outage=code >= 500,
+                after_s=after_s,
+            )
         except _BROKEN_ANSWER as error:
             return None, _Fault(f"an answer that does not parse: {_reason(error)}")
         except openai.OpenAIError as error:
@@ -255,6 +273,10 @@ class _Fault(NamedTuple):
     """Trying again would not help."""
     is_of_server: bool = False
     """It is the server's state, not this request."""
+    is_busy: bool = False
+    """There is too much to do at present."""
+    is_outage: bool = False
+    """It may be the server's state, if it answers nobody else either."""
     after_s: float = 0.0
     """The server asked for a pause of so long."""
 
@@ -266,6 +288,8 @@ class _Limits:
         self._requests = _limiter(config.requests_per_minute / num_workers)
         self._tokens = _limiter(config.tokens_per_minute / num_workers)
         self._not_before = 0.0
+        self.answered_s = 0.0
+        """When any of the requests was last answered."""
 
     async def wait(self) -> None:
         """Until another request may be sent."""
@@ -285,8 +309,9 @@ class _Limits:
         """Before another attempt. Where the server asked for it, all wait with this one."""
         if fault.after_s:
             self._not_before = max(self._not_before, time.monotonic() + fault.after_s)
-        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
-        await asyncio.sleep(longest * random.uniform(0.5, 1.0) if not fault.after_s else 0.0)
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 10))
+        # Never all at once when the pause is over.
+        await asyncio.sleep(fault.after_s + longest * random.uniform(0.25, 1.0))
 
 
 def _limiter(per_minute: float) -> AsyncLimiter | None:
@@ -311,7 +336,7 @@ def _text(completion: Any) -> tuple[str, _Fault]:
     if not isinstance(choices, list) or len(choices) != 1:
         found = len(choices) if isinstance(choices, list) else "no"
         return "", _Fault(f"an answer with {found} choices where one was asked for")
-    message = choices[0].message
+    message = getattr(choices[0], "message", None)
     text = getattr(message, "content", None)
     if isinstance(text, str) and text.strip():
         return text.strip(), _Fault("")
@@ -343,7 +368,7 @@ def _key() -> str:
 def _reason(error: BaseException) -> str:
     """One line of what happened, without what the client adds."""
     cause = error.__cause__ or error
-    return redacted(" ".join(str(cause).split())[:200]) or type(cause).__name__
+    return redacted(" ".join(str(cause).split()))[:200] or type(cause).__name__
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -82,9 +82,14 @@ def relabel(config: RelabelConfig, watch: Watch) -> Relabelled:
         with connected():
             check_resources(config.cluster.as_cluster())
             folder.claim(config, manifest.digest)
-            with owned(folder), _tracked(config, uri, folder, manifest, watch) as tracked:
+            with (
+                owned(folder) as owner,
+                _tracked(config, uri, folder, manifest, watch) as tracked,
+            ):
+                RelabelFolder(folder.store).claim_revision(revision)
                 watch({"kind": "started", "folder": folder.uri})
-                _caption(config, folder, manifest, revision, tracked, watch)
+                work = Work(config=config, folder=folder.uri, revision=revision, token=owner.token)
+                _caption(work, folder, manifest, tracked, watch)
                 _finish(config, folder, manifest, revision, tracked)
     else:
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to caption"})
@@ -141,23 +146,16 @@ def _tracked(
 
 
 def _caption(
-    config: RelabelConfig,
-    folder: RunFolder,
-    manifest: Manifest,
-    revision: str,
-    tracked: TrackedRun,
-    watch: Watch,
+    work: Work, folder: RunFolder, manifest: Manifest, tracked: TrackedRun, watch: Watch
 ) -> None:
     """Commit the shards that aren't yet. Raises: LotlipError."""
-    before = ShardLedger(folder.store).entries()
-    _check_same_model(before.values(), revision)
+    config, before = work.config, ShardLedger(folder.store).entries()
     left = [shard for shard in manifest.shards if shard.name not in before]
     if not left:
         return
     account = Account(config, manifest, [Tally(**entry.counts) for entry in before.values()])
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox)
     mailbox = mailbox.options(scheduling_strategy=beside_driver()).remote()
-    work = Work(config=config, folder=folder.uri, revision=revision)
     with _following(mailbox, account, tracked, watch):
         if config.captioner.vllm.model:
             _by_vllm(config, work, left, mailbox, account)
@@ -215,17 +213,6 @@ def _following(mailbox: Any, account: Account, tracked: TrackedRun, watch: Watch
     look()
 
 
-def _check_same_model(entries: Any, revision: str) -> None:
-    """Raises: ConfigError if the model has become another one since the run began."""
-    for entry in entries:
-        if entry.revision != revision:
-            raise ConfigError(
-                f"{entry.shard.name} was captioned by revision {entry.revision or 'unknown'}, the "
-                f"model now is {revision or 'unknown'}: bring the old one back (a revision of the "
-                "hub can be named), or give this run another name and target"
-            )
-
-
 def _finish(
     config: RelabelConfig,
     folder: RunFolder,
@@ -260,11 +247,11 @@ def _finish(
         "failed": dict(failed),
         "account": account,
     }
-    folder.write_result(result)
-    kept.forget_answers()
     tracked.log_metrics(account, step=tally.num_answers)
     tracked.log_file("result.json", json.dumps(result, indent=1).encode())
     tracked.tag({"captioned_data": target.uri, "captioned_manifest": made.digest})
+    kept.forget_answers()
+    folder.write_result(result)
 
 
 def _result(folder: RunFolder) -> Relabelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ class Account:
         self._began_s = self._told_s = time.monotonic()
         self._has_begun = False
         self._since = 0
+        self._lock = threading.Lock()  # two threads tell
 
     @property
     def num_answers(self) -> int:
@@ -40,19 +42,22 @@ class Account:
         if not self._has_begun:  # until now workers were started
             self._began_s = self._told_s = time.monotonic()
             self._has_begun = True
-        self._num_errors += int(values.pop("num_errors", 0))
-        self._num_known += int(values.pop("num_known", 0))
-        self._now += Tally(**values)
+        with self._lock:
+            self._num_errors += int(values.pop("num_errors", 0))
+            self._num_known += int(values.pop("num_known", 0))
+            self._now += Tally(**values)
 
     def take_shard(self, tally: Tally) -> None:
         """Of a shard that is committed; its answers were told as they came."""
-        self._now += Tally(
+        told = Tally(
             num_samples=tally.num_samples,
             num_captions=tally.num_captions,
             num_dropped=tally.num_dropped,
             num_unusable=tally.num_unusable,
             worker_s=tally.worker_s,
         )
+        with self._lock:
+            self._now += told
 
     def progress(self) -> dict[str, Any]:
         """For a display."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ from lotlip.data.store import Store
 from lotlip.errors import DataError
 from lotlip.images import decode
 from lotlip.relabel.asking import Answer, Captioner, Place, Request, make_request
-from lotlip.relabel.audit import faults, repeated, verdict
+from lotlip.relabel.audit import faults, normalised, verdict
 from lotlip_platform.caption_fit import CaptionFit
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import AnswerLog, Tally
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.storage import open_store
 
 Tell = Callable[[dict[str, Any]], None]
@@ -40,6 +41,13 @@ class Work:
     """The run folder."""
     revision: str
     """Of the model."""
+    token: str = ""
+    """Of the process that has the run; empty: nobody looks."""
+
+    def check_owner(self) -> None:
+        """Raises: CheckpointError if the run is another process's now."""
+        if self.token:
+            RunFolder(open_store(self.folder)).check_owner(self.token)
 
 
 def source_samples(source: Store, shard: Shard) -> Iterator[tuple[int, RawSample, Sample | str]]:
@@ -82,6 +90,8 @@ class Asking:
         tell({"num_known": len(self._answers)})
         self._shorts: dict[int, str] = {}
         self._num_errors = 0
+        self._samples_with: defaultdict[str, set[int]] = defaultdict(set)
+        """By what they say."""
         self.ledger = Ledger()
 
     def ask_all(self) -> None:
@@ -91,7 +101,7 @@ class Asking:
         wanted: set[tuple[int, int]] | None = None
         for ask in range(audit.max_asks):
             self._captioner.answer(self._batches(ask, wanted), self._keep)
-            wanted = self._judge(ask)
+            wanted = self._judge(ask, wanted)
             if not wanted:
                 break
         took = time.perf_counter() - began
@@ -106,7 +116,7 @@ class Asking:
         wanted: set[tuple[int, int]] | None = None
         for earlier in range(ask):
             self._captioner.answer(self._batches(earlier, wanted), self._keep)
-            wanted = self._judge(earlier)
+            wanted = self._judge(earlier, wanted)
             if not wanted:
                 return
         for request in self._requests(ask, wanted):
@@ -137,9 +147,9 @@ class Asking:
                 for draw in range(prompts.per_sample)
                 if wanted is None or (index, draw) in wanted
             ]
-            if wanted is None and (problem := _problem(sample)):
+            if wanted is None and (wrong := problem(sample)):
                 key = "" if isinstance(sample, str) else sample.key
-                self.ledger.unusable[index] = self._record(index, key, [problem])
+                self.ledger.unusable[index] = self._record(index, key, [wrong])
                 continue
             if isinstance(sample, str):
                 continue
@@ -149,22 +159,25 @@ class Asking:
                 yield make_request(sample, self._shard.name, place, prompts)
 
     def _keep(self, answers: list[Answer]) -> Future[None]:
-        given = [answer for answer in answers if not answer.error]
+        # Refusals were paid for, too; what another attempt may mend is asked again some day.
+        given = [answer for answer in answers if not answer.error or answer.is_final]
         for answer in answers:
             self._answers[answer.place] = answer
             self._tell({**vars(answer_tally(answer)), "num_errors": int(bool(answer.error))})
-        self._num_errors += len(answers) - len(given)
+        self._num_errors += sum(bool(answer.error) for answer in answers)
         self._check_dropped(self._num_errors, "got no answer")
         return self._log.keep(given)
 
-    def _judge(self, ask: int) -> set[tuple[int, int]]:
+    def _judge(self, ask: int, wanted: set[tuple[int, int]] | None) -> set[tuple[int, int]]:
         """Choose, or drop, what was answered in a round; what is to be asked for again."""
         audit, again = self._work.config.audit, set()
-        draws = self._work.config.prompts.per_sample
-        answers = {p: a for p, a in sorted(self._answers.items()) if p.ask == ask}
-        before = {i * draws + d: a.text for (i, d), a in self.ledger.chosen.items()}
-        texts = {p.sample * draws + p.draw: a.text for p, a in answers.items() if not a.error}
-        doubles = repeated({**texts, **before}, audit.max_duplicates)
+        answers = {
+            place: answer
+            for place, answer in sorted(self._answers.items())
+            if place.ask == ask
+            and (wanted is None or (place.sample, place.draw) in wanted)
+            and place.sample not in self.ledger.unusable
+        }
         unfit = self._unfit(answers)
         for place, answer in answers.items():
             which = (place.sample, place.draw)
@@ -176,17 +189,24 @@ class Asking:
             failed = faults(answer.text, short, audit, is_whole=answer.is_whole)
             if place in unfit:
                 failed.append("similarity")
-            if place.sample * draws + place.draw in doubles:
+            if verdict(failed, audit) == "keep" and self._is_double(answer):
                 failed.append("duplicate")
             self.ledger.failed.update(failed)
             action = verdict(failed, audit)
             if action == "keep":
                 self.ledger.chosen[which] = answer
+                self._samples_with[normalised(answer.text)].add(place.sample)
             elif action == "again" and ask + 1 < audit.max_asks:
                 again.add(which)
             else:
                 self._drop(answer, failed)
         return again
+
+    def _is_double(self, answer: Answer) -> bool:
+        """Whether as many other samples as may be have this very caption already."""
+        most = self._work.config.audit.max_duplicates
+        others = self._samples_with[normalised(answer.text)] - {answer.place.sample}
+        return 0 < most <= len(others)
 
     def _unfit(self, answers: Mapping[Place, Answer]) -> set[Place]:
         """Whose captions a model, if there is one, finds too far from their images."""
@@ -224,10 +244,11 @@ class Asking:
         config = self._work.config
         most = config.audit.max_dropped_share
         asked = self._shard.num_samples * config.prompts.per_sample
-        if number <= most * asked:
+        if number <= max(1.0, most * asked):
             return
+        reasons = [one["reasons"][0] for one in self.ledger.dropped.values()]
         errors = [answer.error for answer in self._answers.values() if answer.error]
-        common = Counter(errors).most_common(1) or self.ledger.failed.most_common(1)
+        common = Counter(reasons or errors).most_common(1)
         raise DataError(
             f"{self._source.uri}/{self._shard.name}: {number} of {asked} captions {what}, more "
             f"than audit.max_dropped_share={most:g} allows; most often: {common[0][0]} "
@@ -242,7 +263,7 @@ def caption_fit(model: str) -> CaptionFit:
     return CaptionFit(model)
 
 
-def _problem(sample: Sample | str) -> str:
+def problem(sample: Sample | str) -> str:
     """Why nobody can be asked about a sample; empty if one can."""
     if isinstance(sample, str):
         return sample

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lotlip.data.store import Store
+from lotlip.errors import ConfigError
 from lotlip.relabel.asking import Answer, Place
 from lotlip_platform.shard_ledger import Entry, ShardLedger, stem_of
 
-_ANSWERS, _ENGINE = "answers", "engine_s.json"
+_ANSWERS, _ENGINE, _MODEL = "answers", "engine_s.json", "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,21 @@ class RelabelFolder:
     def commit(self, entry: Entry, rejected: Iterable[Mapping[str, Any]]) -> None:
         """Make a written shard part of the data set; its answers are needed no longer."""
         self.ledger.commit(entry, rejected)
-        self.forget_answers(f"{stem_of(entry.shard.name)}/")
+        self.forget_answers(entry.shard.name)
+
+    def claim_revision(self, revision: str) -> None:
+        """Note which model the run is by. Raises: ConfigError if it began with another one."""
+        store = self.ledger.store
+        if not store.exists(_MODEL):
+            store.write(_MODEL, json.dumps({"revision": revision}).encode())
+            return
+        before = json.loads(store.read(_MODEL))["revision"]
+        if before != revision:
+            raise ConfigError(
+                f"{store.uri} was begun with revision {before or 'unknown'} of the model, which "
+                f"now is {revision or 'unknown'}: bring the old one back (a revision of the hub "
+                "can be named), or give this run another name and target"
+            )
 
     def add_engine_s(self, seconds: float) -> None:
         """Note that engines beside the shards' workers were at work."""
@@ -71,9 +86,9 @@ class RelabelFolder:
         store = self.ledger.store
         return float(json.loads(store.read(_ENGINE))) if store.exists(_ENGINE) else 0.0
 
-    def forget_answers(self, prefix: str = "") -> None:
+    def forget_answers(self, shard: str = "") -> None:
         """Of a shard, or of all once they are committed."""
-        for name in self._answers.list(prefix):
+        for name in self._answers.list(f"{stem_of(shard)}/" if shard else ""):
             self._answers.delete(name)
 
 

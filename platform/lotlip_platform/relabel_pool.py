@@ -42,7 +42,8 @@ def in_pool(
     """The tally of each shard, as they get ready, those left out that a `captioner` of its own
     can't finish yet. Raises: LotlipError."""
     quiet_ray_data()
-    environment = {**store_environment(), **{k: v for k, v in os.environ.items() if k == KEY}}
+    of_endpoint = {name: value for name, value in os.environ.items() if name == KEY}
+    environment = Unseen({**store_environment(), **of_endpoint})
     rows = [{"shard": json.dumps(asdict(shard))} for shard in shards]
     pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardActor,
@@ -60,6 +61,17 @@ def in_pool(
             yield Tally(**counts)
 
 
+class Unseen:
+    """Variables of the environment that Ray Data, which tells its arguments, has nothing to tell
+    of."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return "Unseen()"
+
+
 class ShardActor:
     """Captions shards, one after another, with a model or a client that it keeps."""
 
@@ -67,10 +79,10 @@ class ShardActor:
         self,
         work: Work,
         mailbox: Any,
-        environment: Mapping[str, str],
+        environment: Unseen,
         captioner: Captioner | None,
     ) -> None:
-        os.environ.update(environment)
+        os.environ.update(environment.values)
         self._work, self._mailbox = work, mailbox
         self._captioner, self._tells = captioner, captioner is None
 
@@ -80,7 +92,8 @@ class ShardActor:
         return result_of(lambda: json.dumps(self._relabel(shard)))
 
     def _relabel(self, shard: Shard) -> Mapping[str, Any]:
-        num_begun: Any = ray.get(self._mailbox.begin.remote(shard.name))
+        round_of = f"{shard.name} {getattr(self._captioner, 'ask', '')}"
+        num_begun: Any = ray.get(self._mailbox.begin.remote(round_of))
         if num_begun > _MOST_DEATHS + 1:
             raise ClusterError(
                 f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from lotlip.data.manifest import Shard
 from lotlip.data.sample import Sample
 from lotlip.data.shards import CaptionCount, RawSample, write_members
+from lotlip.errors import DataError
 from lotlip.relabel.asking import Captioner
 from lotlip_platform.relabel_asking import Asking, Ledger, Tell, Work, source_samples
 from lotlip_platform.relabel_config import settings
@@ -25,9 +26,13 @@ from lotlip_platform.storage import open_store
 def relabel_shard(work: Work, shard: Shard, captioner: Captioner, tell: Tell) -> Entry:
     """Caption a shard and commit it. Raises: LotlipError."""
     folder = RelabelFolder(open_store(work.folder))
+    if (done := folder.ledger.entry(shard.name)) is not None:
+        folder.forget_answers(shard.name)  # a worker that was killed behind its commit
+        return done
     with closing(folder.answers(shard.name)) as log:
         asking = Asking(work, shard, captioner, log, tell)
         asking.ask_all()
+    work.check_owner()  # or a run that another process has taken over would write, too
     source, target = open_store(work.config.source), open_store(work.config.target)
     count, ledger = CaptionCount(), asking.ledger
     written = write_members(
@@ -40,6 +45,13 @@ def relabel_shard(work: Work, shard: Shard, captioner: Captioner, tell: Tell) ->
         num_captions=len(ledger.chosen),
         num_dropped=len(ledger.dropped),
     )
+    asked = (shard.num_samples - tally.num_unusable) * work.config.prompts.per_sample
+    if tally.num_captions + tally.num_dropped != asked:
+        raise DataError(
+            f"{shard.name}: of {asked} captions {tally.num_captions} are kept and "
+            f"{tally.num_dropped} dropped; something was lost, please report this"
+        )
+    work.check_owner()
     entry = Entry(
         shard=written,
         captions=count.summary(),
@@ -67,8 +79,9 @@ def _labelled(
             answer = ledger.chosen.get((index, draw))
             if answer is not None:
                 text.setdefault("long", {})[name] = answer.text
+                made = text.get("captioned_by")
                 how = {"prompt": answer.prompt, **made_by}
-                text.setdefault("captioned_by", {})[name] = how
+                text["captioned_by"] = {**(made if isinstance(made, dict) else {}), name: how}
         count.add(replace(sample, long=text.get("long", {})))
         content = json.dumps(text, ensure_ascii=False, sort_keys=True)
         members = {name: part for name, part in raw.items() if not name.startswith("__")}

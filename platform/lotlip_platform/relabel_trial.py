@@ -14,7 +14,7 @@ from lotlip.relabel.asking import Answer, Place, make_request
 from lotlip.relabel.audit import faults
 from lotlip_platform.captioners import captioner_of, check_captioner
 from lotlip_platform.dataset_views import COLUMNS, trimmed
-from lotlip_platform.relabel_asking import source_samples
+from lotlip_platform.relabel_asking import problem, source_samples
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.storage import open_store
 
@@ -30,7 +30,11 @@ def try_out(config: RelabelConfig, *, num_samples: int) -> bytes:
     manifest = read_manifest(store)
     check_captioner(config)
     captioner, shard = captioner_of(config), manifest.shards[0]
-    found = ((i, s) for i, _, s in source_samples(store, shard) if isinstance(s, Sample))
+    found = (
+        (i, s)
+        for i, _, s in source_samples(store, shard)
+        if isinstance(s, Sample) and not problem(s)
+    )
     samples = dict(itertools.islice(found, num_samples))
     requests = [
         make_request(sample, shard.name, Place(0, index, draw), config.prompts)

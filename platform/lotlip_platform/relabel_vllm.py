@@ -52,12 +52,12 @@ class Answered:
 
     def __init__(self, ask: int) -> None:
         """`ask` is the last round that was asked."""
-        self._ask = ask
+        self.ask = ask
 
     def answer(self, batches: Iterable[Sequence[Request]], keep: Keep) -> None:
         """Nobody answers what is left of rounds that were. Raises: NotYetError for a later one."""
         for (request,) in batches:
-            if request.place.ask > self._ask:
+            if request.place.ask > self.ask:
                 raise NotYetError
             keep(
                 [Answer(place=request.place, prompt=request.prompt, error="vLLM gave no answer")]

@@ -46,6 +46,8 @@ _MAY_CHANGE = frozenset(
             for name in ("url", "concurrency", "requests_per_minute", "tokens_per_minute")
         ),
         *("captioner.endpoint.timeout_s", "captioner.endpoint.max_attempts"),
+        # With it the last bit of what a model makes, and at times a word of a caption.
+        *("captioner.huggingface.batch_size", "captioner.vllm.batch_size"),
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

@@ -55,6 +55,11 @@ class ShardLedger:
             found[entry.shard.name] = entry
         return found
 
+    def entry(self, shard: str) -> Entry | None:
+        """Of a shard, if it is committed."""
+        name = f"{_ENTRIES}/{stem_of(shard)}.json"
+        return read_entry(self.store.read(name)) if self.store.exists(name) else None
+
     def commit(self, entry: Entry, rejected: Iterable[Mapping[str, Any]]) -> None:
         """Make a written shard part of the data set."""
         stem = stem_of(entry.shard.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import threading
@@ -102,6 +103,7 @@ BROKEN = [
     pytest.param((200, {}, b""), id="nothing"),
     pytest.param((200, {}, b"null"), id="null"),
     pytest.param((200, {}, b'{"choices": "x"}'), id="another shape"),
+    pytest.param((200, {}, b'{"choices": [null]}'), id="a choice of another shape"),
     pytest.param((200, {}, json.dumps(answer("a", choices=2)).encode()), id="two choices"),
     pytest.param((200, {}, json.dumps(answer("a", choices=0)).encode()), id="no choice"),
     pytest.param((200, {}, json.dumps(answer(" \n")).encode()), id="empty text"),
@@ -285,3 +287,26 @@ def test_an_endpoint_is_checked_before_it_is_used(start: Start, dead_url: str):
 def test_a_wrong_value_names_its_key(values, key: str):
     with pytest.raises(ConfigError, match=key):
         EndpointConfig(**values)
+
+
+def test_a_server_that_is_mostly_busy_is_waited_for_as_long_as_it_answers_some(start: Start):
+    def fault(asked: Asked) -> tuple[int, dict[str, str], bytes] | None:
+        return (429, {"Retry-After": "0.05"}, b"{}") if asked.number % 4 else None
+
+    answers = ask(config_of(start(fault), concurrency=8, max_attempts=4), num=24)
+    assert all(a.text for a in answers)
+    assert max(a.num_attempts for a in answers) > 4
+
+
+def test_an_outage_drops_no_captions(start: Start):
+    def fault(asked: Asked) -> tuple[int, dict[str, str], bytes] | None:
+        return (502, {}, b"bad gateway") if asked.number > 10 else None
+
+    with pytest.raises(ClusterError, match=r"gave up after 4 attempts \(502.*same command again"):
+        ask(config_of(start(fault), concurrency=4), num=24)
+
+
+def test_half_a_surrogate_pair_in_a_caption_is_no_reason_to_end():
+    sample = dataclasses.replace(make_sample(0, 0), short="a \ud800 castle")
+    prompts = PromptConfig(texts={"hint": "It is {short}."})
+    assert make_request(sample, "s", Place(0, 0, 0), prompts).text == "It is a ? castle."

@@ -26,16 +26,19 @@ from lotlip.data.sample import Sample
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import read_samples, shard_name, write_shard
 from lotlip.data.store import FolderStore
-from lotlip.errors import DataError
+from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.export import save
 from lotlip.model import PRESETS, LoTLIP
+from lotlip.relabel.asking import Answer, Place
 from lotlip.tokenizer import Tokenizer
 from lotlip_platform.caption_fit import CaptionFit
 from lotlip_platform.captioners import captioner_of
-from lotlip_platform.relabel_asking import Work
+from lotlip_platform.relabel_asking import Asking, Work
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
 from lotlip_platform.relabel_shard import relabel_shard
+from lotlip_platform.relabel_vllm import Answered
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.shard_ledger import Entry, ShardLedger
 from lotlip_platform.storage import open_store
 
@@ -341,3 +344,85 @@ def save_tiny_model(folder: Path) -> str:
     )
     save(model, folder)
     return str(folder)
+
+
+def test_a_shard_that_is_committed_is_not_asked_about_again(start: Start, tmp_path: Path):
+    make_source(tmp_path / "source", scenes(10))
+    server = start()
+    config = config_of(tmp_path, endpoint(server))
+    entry = run(config)
+    before = (tmp_path / "target" / entry.shard.name).stat().st_mtime_ns
+    assert run(config) == entry
+    assert len(server.asked) == 10
+    assert (tmp_path / "target" / entry.shard.name).stat().st_mtime_ns == before
+
+
+def test_what_was_refused_for_good_is_remembered_and_the_rest_asked_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_source(tmp_path / "source", scenes(40))
+    first: list[str] = []
+
+    def fault(asked: Asked) -> tuple[int, dict[str, str], bytes] | None:
+        first[:] = first or [asked.what]
+        return (400, {}, b'{"error": {"message": "no"}}') if asked.what == first[0] else None
+
+    server = start(fault=fault)
+    config = config_of(tmp_path, endpoint(server))
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RelabelFolder, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    entry = run(config)
+    assert len(server.asked) == 40
+    assert (entry.counts["num_captions"], entry.counts["num_dropped"]) == (39, 1)
+
+
+def test_a_run_that_another_process_has_taken_writes_nothing(start: Start, tmp_path: Path):
+    make_source(tmp_path / "source", scenes(5))
+    config = config_of(tmp_path, endpoint(start()))
+    folder = RunFolder(open_store(f"{config.store}/{config.name}"))
+    folder.write_owner({"token": "other"})
+    shard = read_manifest(open_store(config.source)).shards[0]
+    work = Work(config=config, folder=folder.uri, revision="r1", token="mine")
+    with pytest.raises(CheckpointError, match="taken over"):
+        relabel_shard(work, shard, captioner_of(config), lambda event: None)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_run_is_by_one_revision_of_the_model(tmp_path: Path):
+    folder = RelabelFolder(FolderStore(tmp_path))
+    folder.claim_revision("r1")
+    folder.claim_revision("r1")
+    with pytest.raises(
+        ConfigError, match="was begun with revision r1 of the model, which now is r2"
+    ):
+        folder.claim_revision("r2")
+
+
+def test_rounds_that_others_answer_are_told_apart(start: Start, tmp_path: Path):
+    """What `captioner.vllm` asks of a shard, see `relabel_vllm`."""
+    make_source(tmp_path / "source", scenes(6))
+    config = config_of(tmp_path, endpoint(start()))
+    work = Work(config=config, folder=f"{config.store}/{config.name}", revision="r1")
+    shard = read_manifest(open_store(config.source)).shards[0]
+    log = RelabelFolder(open_store(work.folder)).answers(shard.name)
+    refused = Answer(place=Place(0, 2, 0), prompt="detailed", text="I'm sorry, I can't see.")
+    texts = [
+        Answer(place=Place(0, i, 0), prompt="detailed", text=describe("ab" * 32)) for i in (0, 1)
+    ]
+    log.keep([refused, *texts]).result()
+
+    def asking(ask: int) -> Asking:
+        return Asking(work, shard, Answered(ask), log, lambda event: None)
+
+    assert [r.place.sample for r in asking(0).unanswered(0)] == [3, 4, 5]
+    (again,) = asking(1).unanswered(1)
+    assert again.place == Place(1, 2, 0)
+    with pytest.raises(DataError, match="2 of 6 captions got no answer"):
+        asking(0).ask_all()
+    log.close()

@@ -311,7 +311,7 @@ def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("actor", "signal_number", "note"),
     [
-        ("TrialWorker", signal.SIGSTOP, "gives no sign of life for 20 s): starting them again"),
+        ("TrialWorker", signal.SIGKILL, "): starting them again"),
         ("TrialActor", signal.SIGKILL, ""),  # Tune has it start anew, and says nothing
     ],
 )
