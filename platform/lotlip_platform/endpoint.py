@@ -169,10 +169,11 @@ class EndpointCaptioner:
             await limits.wait()
             completion, fault = await self._attempt(client, body)
             tried += 1
-            # Who is told to come back later has not failed, as long as others are answered.
-            attempt += not (fault.is_busy and limits.answered_s > asked_s)
             if fault.is_busy and limits.answered_s > asked_s:
-                asked_s = time.monotonic()
+                # Who is told to come back later has not failed, as long as others are answered.
+                attempt, asked_s = 0, time.monotonic()
+            else:
+                attempt += 1
             text = ""
             if not fault.reason:
                 used = _used_tokens(completion)
@@ -232,8 +233,8 @@ class EndpointCaptioner:
             after_s = _retry_after_s(error.response.headers.get("retry-after", ""))
             return None, _Fault(
                 reason,
-                is_of_server=code in (429, 503),
-                is_busy=code in (429, 503),
+                is_of_server=code == 429,
+                is_busy=code == 429 or after_s > 0,
                 is_outage=code >= 500,
                 after_s=after_s,
             )

@@ -43,6 +43,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(endpoint, "_LONGEST_PAUSE_S", 0.2)
 
 
 def config_of(server: CaptionServer, **values: Any) -> EndpointConfig:
