@@ -92,8 +92,8 @@ class ShardActor:
         return result_of(lambda: json.dumps(self._relabel(shard)))
 
     def _relabel(self, shard: Shard) -> Mapping[str, Any]:
-        round_of = f"{shard.name} {getattr(self._captioner, 'ask', '')}"
-        num_begun: Any = ray.get(self._mailbox.begin.remote(round_of))
+        ask = getattr(self._captioner, "ask", 0)  # of vLLM each round begins a shard
+        num_begun: Any = ray.get(self._mailbox.begin.remote(f"{shard.name} {ask}"))
         if num_begun > _MOST_DEATHS + 1:
             raise ClusterError(
                 f"{shard.name} has cost {_MOST_DEATHS + 1} workers their lives: if it was for "

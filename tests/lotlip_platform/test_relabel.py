@@ -162,7 +162,7 @@ def test_a_shard_that_kills_its_workers_is_given_up(config: RelabelConfig, serve
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     shard = read_manifest(open_store(config.source)).shards[0]
     for _ in range(4):
-        ray.get(mailbox.begin.remote(shard.name))
+        ray.get(mailbox.begin.remote(f"{shard.name} 0"))
     worker = ShardActor(Work(config=config, folder="", revision=""), mailbox, Unseen({}), None)
     row = np.array([json.dumps(dataclasses.asdict(shard))], dtype=object)
     told = worker({"shard": row}).to_pylist()[0]

@@ -27,10 +27,10 @@ BIN = Path(sys.executable).parent
 SMALL = (
     *("data.train=s3://lotlip/small/train", "eval.data=s3://lotlip/small/validation"),
     *("scenes.uri=s3://lotlip/small", "scenes.num_train=640", "scenes.num_validation=100"),
-    *("data.features=", "eval.num_samples=100", "train.num_samples=7680", "train.trace=true"),
+    *("data.features=", "eval.num_samples=100", "train.num_samples=5120", "train.trace=true"),
     *("train.eval_every_steps=0", "train.save_every_steps=5", "tracking.registered_model="),
 )
-STEPS = 60
+STEPS = 40
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ def test_after_kill_9_of_the_driver_the_same_command_goes_on(base: Path, tmp_pat
         ("TrialActor", signal.SIGKILL, ""),  # Tune has it start anew, and says nothing
     ],
 )
-def test_a_trial_goes_on_when_one_of_its_processes_dies_or_freezes(
+def test_a_trial_goes_on_when_one_of_its_processes_dies(
     base: Path, tmp_path: Path, actor: str, signal_number: int, note: str
 ) -> None:
     hit: list[int] = []
