@@ -69,7 +69,8 @@ def by_llava(root: str, model: Path) -> tuple[str, ...]:
         *(f"source={root}/described", f"target={root}/both", "captioner.name=tiny"),
         *(f"captioner.huggingface.model={model}", "captioner.huggingface.dtype=float32"),
         *("generation.max_tokens=24", "audit.min_tokens=0", "audit.max_repetition=1"),
-        *("audit.languages=[]", "audit.max_asks=1", "cluster.num_workers=2"),
+        *("audit.languages=[]", "audit.max_asks=1", "audit.max_dropped_share=0.5"),
+        "cluster.num_workers=2",
         *("cluster.gpus_per_worker=0", "cluster.cpus_per_worker=1"),
     )
 
@@ -116,9 +117,9 @@ def sweep_on(root: str, folder: Path) -> None:
         "data.train": f"{root}/both",
         "data.features": f"{root}/features",
         "scenes.uri": "''",
-        "eval.data": "''",
+        "eval.data": f"{root}/scenes",
+        "eval.num_samples": "100",
         "train.num_samples": "512",
-        "train.eval_every_steps": "0",
         "cluster.num_workers": "1",
     }
     lines = "".join(f"  {key}: {value}\n" for key, value in keys.items())
