@@ -91,7 +91,8 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     store.write(NAME, f'{head},\n "shards": [\n{shards}\n ]\n}}\n'.encode())
 
 
-def _shard(entry: Mapping[str, Any]) -> Shard:
+def to_shard(entry: Mapping[str, Any]) -> Shard:
+    """The shard that JSON tells of. Raises: ValueError, TypeError if it is none."""
     return Shard(**{**entry, "offsets": tuple(entry.get("offsets", ()))})
 
 
@@ -118,7 +119,7 @@ def read_manifest(store: Store, *, of_features: bool = False) -> Manifest:
                 f"{_FORMAT!r}: write the data set again or take the matching version"
             )
         manifest = Manifest(
-            shards=tuple(_shard(entry) for entry in content["shards"]),
+            shards=tuple(to_shard(entry) for entry in content["shards"]),
             captions=content["captions"],
             made_by=content["made_by"],
         )

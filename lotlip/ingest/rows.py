@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lotlip.errors import ConfigError
 
-FORMATS = ("dreamlip-csv", "dreamlip-json", "recap-csv", "sharegpt4v", "csv", "jsonl", "parquet")
+Format = Literal[
+    "dreamlip-csv", "dreamlip-json", "recap-csv", "sharegpt4v", "csv", "jsonl", "parquet"
+]
+FORMATS: tuple[str, ...] = get_args(Format)
 PLAIN_FORMATS = ("csv", "jsonl", "parquet")
 """Whose columns have to be told."""
 CAPTIONERS = {"IB": "instructblip", "SV": "sharegpt4v", "LLA": "llava"}

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from lotlip.errors import ConfigError
-from lotlip.ingest.rows import PLAIN_FORMATS, ColumnMap
+from lotlip.ingest.rows import PLAIN_FORMATS, ColumnMap, Format
 from lotlip_platform.downloads import DownloadConfig
 
-Format = Literal[
-    "dreamlip-csv", "dreamlip-json", "recap-csv", "sharegpt4v", "csv", "jsonl", "parquet"
-]
 URLS = "url"
 
 

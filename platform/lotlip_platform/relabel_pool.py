@@ -14,7 +14,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from lotlip.data.manifest import Shard
+from lotlip.data.manifest import Shard, to_shard
 from lotlip.errors import ClusterError
 from lotlip.relabel.asking import Captioner
 from lotlip_platform.captioners import captioner_of
@@ -87,8 +87,7 @@ class ShardActor:
         self._captioner, self._tells = captioner, captioner is None
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        content = json.loads(str(batch["shard"][0]))
-        shard = Shard(**{**content, "offsets": tuple(content["offsets"])})
+        shard = to_shard(json.loads(str(batch["shard"][0])))
         return result_of(lambda: json.dumps(self._relabel(shard)))
 
     def _relabel(self, shard: Shard) -> Mapping[str, Any]:

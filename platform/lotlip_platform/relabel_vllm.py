@@ -23,7 +23,7 @@ import pyarrow as pa
 import ray.data
 from PIL import Image
 
-from lotlip.data.manifest import Shard
+from lotlip.data.manifest import Shard, to_shard
 from lotlip.errors import ConfigError
 from lotlip.relabel.asking import Answer, Keep, Place, Request
 from lotlip_platform.ray_data import quiet_ray_data, result_of, results
@@ -158,8 +158,7 @@ def _questions(
 ) -> Iterator[pa.Table]:
     """Of a round, those about a shard that aren't answered yet."""
     os.environ.update(environment)
-    content = json.loads(str(batch["shard"][0]))
-    shard = Shard(**{**content, "offsets": tuple(content["offsets"])})
+    shard = to_shard(json.loads(str(batch["shard"][0])))
     answers = RelabelFolder(open_store(work.folder)).answers(shard.name)
     with closing(answers) as log:
         asking = Asking(work, shard, Answered(ask), log, lambda event: None)

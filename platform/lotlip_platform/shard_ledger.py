@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from lotlip.data.manifest import Manifest, Shard
+from lotlip.data.manifest import Manifest, Shard, to_shard
 from lotlip.data.shards import CaptionCount
 from lotlip.data.store import Store
 from lotlip.errors import CheckpointError, DataError
@@ -88,8 +88,7 @@ def to_json(entry: Entry) -> str:
 def read_entry(text: str | bytes) -> Entry:
     """The inverse of `to_json`. Raises: ValueError, KeyError, TypeError for what is none."""
     content = json.loads(text)
-    shard = Shard(**{**content["shard"], "offsets": tuple(content["shard"]["offsets"])})
-    return Entry(**{**content, "shard": shard})
+    return Entry(**{**content, "shard": to_shard(content["shard"])})
 
 
 def stem_of(shard: str) -> str:

@@ -494,7 +494,6 @@ def test_more_workers_than_the_cluster_has_is_told_before_anything_is_written(
 
 @pytest.mark.slow
 def test_a_stopped_command_ends_its_run_as_killed(data: Path, tmp_path: Path):
-    """As kill -9 does, which `tests/faults` draws."""
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(values(data, tmp_path / "runs", train__num_samples=12_800)))
     command = [*INTERRUPTIBLE, LOTLIP, "train", str(config), "tracking.registered_model="]
