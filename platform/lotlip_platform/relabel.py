@@ -167,7 +167,16 @@ def _caption(
 def _by_vllm(
     config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any, account: Account
 ) -> None:
-    """A round of questions about all shards after another; those that are through are committed."""
+    """A round of questions after another, about a few shards at once; those that are through are
+    committed. Raises: LotlipError."""
+    at_once = config.captioner.vllm.shards_at_once
+    for first in range(0, len(shards), at_once):
+        _rounds_by_vllm(config, work, shards[first : first + at_once], mailbox, account)
+
+
+def _rounds_by_vllm(
+    config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any, account: Account
+) -> None:
     environment, ledger = store_environment(), ShardLedger(open_store(work.folder))
     for ask in range(config.audit.max_asks):
         began_s = time.monotonic()

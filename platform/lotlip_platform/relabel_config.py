@@ -28,12 +28,19 @@ class VllmConfig:
     """Of the hub: a branch, a tag or a commit; empty: the newest. The commit is recorded."""
     batch_size: int = 64
     """Questions that are handed to an engine, and answers that are kept, together."""
+    shards_at_once: int = 64
+    """Shards whose questions are asked, and asked again, together: one start of the engines each
+    round. The audit ends a run after that many at the latest."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's engine, as in {max_model_len: 4096, tensor_parallel_size: 2}."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"captioner.vllm.batch_size={self.batch_size} must be 1 or more")
+        if self.shards_at_once < 1:
+            raise ConfigError(
+                f"captioner.vllm.shards_at_once={self.shards_at_once} must be 1 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

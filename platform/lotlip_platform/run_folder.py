@@ -48,6 +48,7 @@ _MAY_CHANGE = frozenset(
         *("captioner.endpoint.timeout_s", "captioner.endpoint.max_attempts"),
         # With it the last bit of what a model makes, and at times a word of a caption.
         *("captioner.huggingface.batch_size", "captioner.vllm.batch_size"),
+        "captioner.vllm.shards_at_once",
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

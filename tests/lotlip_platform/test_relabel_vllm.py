@@ -51,12 +51,13 @@ def config(tmp_path: Path) -> RelabelConfig:
         on_progress=lambda *_: None,
     )
     (tmp_path / "model").mkdir()
+    vllm = {"model": str(tmp_path / "model"), "batch_size": 8, "shards_at_once": 1}
     given = {
         "name": "by-vllm",
         "store": str(tmp_path / "runs"),
         "source": str(tmp_path / "source"),
         "target": str(tmp_path / "target"),
-        "captioner": {"name": "v", "vllm": {"model": str(tmp_path / "model"), "batch_size": 8}},
+        "captioner": {"name": "v", "vllm": vllm},
         "audit": {"max_dropped_share": 0.2, "max_asks": 1},
     }
     return from_dict(RelabelConfig, given)
