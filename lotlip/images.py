@@ -120,6 +120,12 @@ def stored(encoded: bytes, *, longest_side_px: int = 0) -> tuple[bytes, str]:
     return buffer.getvalue(), "jpg"
 
 
+def media_type(encoded: bytes) -> str:
+    """As in `image/jpeg`. Raises: DataError if it is no image."""
+    name = _opened(encoded).format or "JPEG"
+    return f"image/{'jpeg' if name == 'MPO' else name.lower()}"
+
+
 def centre_crop(image: Image.Image, size_px: int) -> np.ndarray:
     """The largest square in the middle, resized (bicubic) to [size, size, 3] uint8, read-only."""
     side = min(image.size)

@@ -70,6 +70,10 @@ class Store(Protocol):
         """What lies there now, by name."""
         ...
 
+    def version(self, name: str) -> Version:
+        """Of one object, however many there are. Raises: DataError."""
+        ...
+
     def exists(self, name: str) -> bool: ...
 
     def age_s(self, name: str) -> float:
@@ -147,6 +151,13 @@ class FolderStore:
             with contextlib.suppress(FileNotFoundError):  # has just been deleted
                 found[name] = _version(self._path(name).stat())
         return found
+
+    def version(self, name: str) -> Version:
+        path = self._path(name)
+        try:
+            return _version(path.stat())
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def exists(self, name: str) -> bool:
         path = self._path(name)

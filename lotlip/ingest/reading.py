@@ -51,12 +51,17 @@ def find_files(store: Store, name: str, format: str) -> list[str]:
         if not store.exists(name):
             raise DataError(f"{store.uri}/{name} does not exist")
         return [name]
-    found = [one for one in store.list() if one.removesuffix(".gz").endswith(suffixes)]
+    found = [one for one in store.list() if _plain(one, format).endswith(suffixes)]
     if not found:
         raise DataError(
             f"{store.uri} holds no {' or '.join(suffixes)} file, as format {format} has"
         )
     return found
+
+
+def _plain(name: str, format: str) -> str:
+    """Without the suffix of what is unpacked on the way; Parquet packs its own columns."""
+    return name if format == "parquet" else name.removesuffix(".gz")
 
 
 def read_rows(
@@ -78,7 +83,7 @@ def read_rows(
 
 _DAMAGED = (
     *(EOFError, gzip.BadGzipFile, ijson.JSONError, tarfile.TarError),
-    *(pyarrow.ArrowInvalid, zlib.error, OSError),
+    *(pyarrow.ArrowInvalid, zlib.error, OSError, UnicodeDecodeError),
 )
 
 
@@ -101,7 +106,7 @@ def _places(store: Store, name: str, format: str, columns: ColumnMap | None) -> 
         elif format == "sharegpt4v":
             for index, entry in enumerate(ijson.items(file, "item", use_float=True)):
                 yield f"{where} entry {index}", lambda n, e=entry: rows.sharegpt4v(n, e)
-        elif where.endswith(".tar"):
+        elif where.removesuffix(".gz").endswith(".tar"):
             for member in tar_files(file):
                 if member["fname"].endswith(".json"):
                     place = f"{where}:{member['fname']}"
@@ -220,16 +225,16 @@ def _seekable(store: Store, name: str) -> Iterator[BinaryIO]:
         if isinstance(store, FolderStore):
             yield source
             return
-        try:
-            with tempfile.TemporaryFile() as copy:
+        with tempfile.TemporaryFile() as copy:
+            try:
                 shutil.copyfileobj(source, copy, _COPY_BYTES)
                 copy.seek(0)
-                yield copy  # type: ignore[misc]
-        except OSError as error:
-            raise ConfigError(
-                f"cannot copy {store.uri}/{name} to {tempfile.gettempdir()}: "
-                f"{error.strerror or error}; make room there"
-            ) from error
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot copy {store.uri}/{name} to {tempfile.gettempdir()}: "
+                    f"{error.strerror or error}; make room there"
+                ) from error
+            yield copy  # type: ignore[misc]
 
 
 def _json(data: bytes) -> Any:

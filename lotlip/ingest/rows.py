@@ -44,10 +44,12 @@ class BadRow:
 
     number: int
     where: str
-    """File, and line or place in it."""
+    """File, and line or place in it; empty where an image is told."""
     reason: str
     kind: str = "row"
     """Of what is wrong, a word."""
+    image: str = ""
+    """As `CaptionRow.image`, if the row could be read."""
 
 
 @dataclass(frozen=True)

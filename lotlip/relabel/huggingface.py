@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lotlip.errors import CheckpointError, ClusterError, ConfigError
+from lotlip.errors import CheckpointError, ClusterError, ConfigError, DataError
+from lotlip.images import decode
 from lotlip.relabel.asking import Answer, GenerationConfig, Keep, Request
 
 _SMALL_BYTES = 1 << 24
@@ -124,16 +123,32 @@ class HuggingFaceCaptioner:
         """See `Captioner`."""
         kept = None
         for batch in batches:
-            answers = self._generate(batch)
+            answers = self._answers(batch)
             if kept is not None:
                 kept.result()  # was written beside the model's work
             kept = keep(answers)
         if kept is not None:
             kept.result()
 
+    def _answers(self, batch: Sequence[Request]) -> list[Answer]:
+        """Where a batch can't be answered, those of it that can. Raises: ClusterError."""
+        try:
+            return self._generate(batch)
+        except torch.OutOfMemoryError as error:
+            raise ClusterError(
+                f"{len(batch)} images at once are too many for this device's memory: lower "
+                "captioner.huggingface.batch_size"
+            ) from error
+        except (ValueError, RuntimeError, IndexError, DataError) as error:
+            if len(batch) > 1:
+                return [answer for request in batch for answer in self._answers([request])]
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            (request,) = batch
+            return [Answer(place=request.place, prompt=request.prompt, error=reason)]
+
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Request]) -> list[Answer]:
-        images = [Image.open(io.BytesIO(request.image)).convert("RGB") for request in batch]
+        images = [decode(request.image) for request in batch]
         inputs = self._processor(
             images=images,
             text=[self._asked(request.text) for request in batch],
@@ -147,19 +162,13 @@ class HuggingFaceCaptioner:
             drawn = {"do_sample": True, "temperature": settings.temperature}
             drawn["top_p"] = settings.top_p
             torch.manual_seed(batch[0].seed)
-        try:
-            made = self._model.generate(
-                **inputs,
-                max_new_tokens=settings.max_tokens,
-                top_k=None,
-                pad_token_id=self._processor.tokenizer.pad_token_id,
-                **drawn,
-            )
-        except torch.OutOfMemoryError as error:
-            raise ClusterError(
-                f"{len(batch)} images at once are too many for this device's memory: lower "
-                "captioner.huggingface.batch_size"
-            ) from error
+        made = self._model.generate(
+            **inputs,
+            max_new_tokens=settings.max_tokens,
+            top_k=None,
+            pad_token_id=self._processor.tokenizer.pad_token_id,
+            **drawn,
+        )
         asked, made = inputs["input_ids"].cpu(), made.cpu()
         num_asked = asked.shape[1]
         # Models that take embeddings give new tokens only, others the question before them.

@@ -34,7 +34,7 @@ class Agreement:
 def agreement(uri: str, model: LoTLIP, *, num_samples: int) -> Agreement:
     """Over the first samples that have a caption by each captioner.
 
-    Raises: ConfigError if there are no two of them; DataError at a bad sample.
+    Raises: ConfigError if there are fewer than two; DataError at a bad sample.
     """
     store = open_store(uri)
     manifest = read_manifest(store)

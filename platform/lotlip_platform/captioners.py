@@ -14,14 +14,17 @@ from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_vllm import check_vllm
 
 
-def check_captioner(config: RelabelConfig) -> str:
-    """The revision of the model, which must be there. Raises: LotlipError."""
+def check_captioner(config: RelabelConfig, known: str = "") -> str:
+    """The revision of the model, which must be there: if the config names none, the `known` one,
+    by which the run was begun. Raises: LotlipError."""
     huggingface, vllm = config.captioner.huggingface, config.captioner.vllm
+    of_hub = "" if known.startswith("sha256:") else known
     if huggingface.model:
-        return revision_of(huggingface.model, huggingface.revision, "captioner.huggingface.model")
+        wanted = huggingface.revision or of_hub
+        return revision_of(huggingface.model, wanted, "captioner.huggingface.model")
     if vllm.model:
         check_vllm()
-        return revision_of(vllm.model, vllm.revision, "captioner.vllm.model")
+        return revision_of(vllm.model, vllm.revision or of_hub, "captioner.vllm.model")
     check_endpoint(config.captioner.endpoint)
     return config.captioner.endpoint.revision
 

@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from aiolimiter import AsyncLimiter
+from yarl import URL
 
 from lotlip.errors import ConfigError
 
@@ -155,18 +156,22 @@ class _Fetcher:
                     longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1))
                     await asyncio.sleep(longest * random.uniform(0.5, 1.0))
                 while (left := self._not_before.get(host, 0.0) - time.monotonic()) > 0:
+                    if left > _LONGEST_PAUSE_S:
+                        reason = f"{host} wants nobody to ask for another {left:.0f} s"
+                        return found if found.kind else Fetched(kind="busy", reason=reason)
                     await asyncio.sleep(left)
                 found, again_s = await self._attempt(url)
-                if again_s < 0 or again_s > _LONGEST_PAUSE_S or not found.kind:
-                    break
-                if again_s:
+                if again_s > 0:
                     self._not_before[host] = time.monotonic() + again_s
+                if again_s < 0 or not found.kind:
+                    break
         return found
 
-    async def _attempt(self, url: str) -> tuple[Fetched, float]:
+    async def _attempt(self, address: str) -> tuple[Fetched, float]:
         """What came, and after how many seconds another attempt may help; -1 for never."""
         config = self._config
         try:
+            url = URL(address)
             for _ in range(_MOST_REDIRECTS + 1):
                 if problem := _problem(url, config.private_hosts):
                     return Fetched(kind="address", reason=problem), -1
@@ -174,7 +179,7 @@ class _Fetcher:
                     await self._limit.acquire()
                 async with self._session.get(url, allow_redirects=False) as answer:
                     if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
-                        url = urljoin(url, answer.headers["Location"])
+                        url = url.join(URL(answer.headers["Location"]))
                         continue
                     return await _read(answer, config)
             return Fetched(kind="redirects", reason=f"more than {_MOST_REDIRECTS} redirects"), -1
@@ -188,6 +193,8 @@ class _Fetcher:
             if isinstance(cause, _PrivateError):
                 return Fetched(kind="address", reason=str(cause)), -1
             if isinstance(error, aiohttp.ClientConnectorDNSError):
+                if getattr(cause, "errno", 0) == socket.EAI_AGAIN:
+                    return Fetched(kind="look-up", reason="its host could not be looked up"), 0.0
                 return Fetched(kind="host", reason="there is no such host"), -1
             return Fetched(kind="connection", reason=_line(error)), 0.0
 
@@ -234,16 +241,13 @@ class _Resolver(AbstractResolver):
         await self._inner.close()
 
 
-def _problem(url: str, private_hosts: bool) -> str:
-    """Why an address is not asked; empty if it is."""
+def _problem(url: URL, private_hosts: bool) -> str:
+    """Why an address is not asked; empty if it is. Of the parsed one: letters that stand for
+    digits are digits by then."""
+    if url.scheme not in ("http", "https") or not url.host:
+        return f"no http:// or https:// address: {str(url)[:200]}"
     try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        return f"no address: {_line(error)}"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return f"no http:// or https:// address: {url[:200]}"
-    try:
-        address = ipaddress.ip_address(parts.hostname)
+        address = ipaddress.ip_address(url.host)
     except ValueError:  # a name, which is looked up
         return ""
     if private_hosts or _is_public(address):

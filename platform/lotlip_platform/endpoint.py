@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import os
 import random
@@ -16,10 +15,9 @@ from typing import Any, NamedTuple
 
 import openai
 from aiolimiter import AsyncLimiter
-from PIL import Image
 
 from lotlip.errors import ClusterError, ConfigError, LotlipError
-from lotlip.images import stored
+from lotlip.images import media_type, stored
 from lotlip.relabel.asking import Answer, GenerationConfig, Keep, Request
 from lotlip_platform.redaction import redacted
 
@@ -220,7 +218,7 @@ class EndpointCaptioner:
             reason = f"no answer within {self._config.timeout_s:g} s"
             return None, _Fault(reason, is_outage=True)
         except openai.APIConnectionError as error:
-            return None, _Fault(_reason(error), is_of_server=True)
+            return None, _Fault(_reason(error), is_outage=True)
         except openai.APIStatusError as error:
             code, reason = error.status_code, f"{error.status_code}: {_reason(error)}"
             if code in _REFUSED_ONE:
@@ -245,8 +243,10 @@ class EndpointCaptioner:
 
     def _body(self, request: Request) -> dict[str, Any]:
         """What is sent."""
-        image, kind = _image(request.image, self._config.longest_side_px)
-        url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+        image = request.image
+        if side_px := self._config.longest_side_px:
+            image, _ = stored(image, longest_side_px=side_px)
+        url = f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
         content = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": request.text},
@@ -344,14 +344,6 @@ def _text(completion: Any) -> tuple[str, _Fault]:
     if refusal := getattr(message, "refusal", None):
         return "", _Fault(f"refused: {refusal}"[:300], is_final=True)
     return "", _Fault("an answer without text")
-
-
-def _image(encoded: bytes, longest_side_px: int) -> tuple[bytes, str]:
-    """The image as it is sent, and its kind."""
-    if longest_side_px:
-        encoded, _ = stored(encoded, longest_side_px=longest_side_px)
-    with Image.open(io.BytesIO(encoded)) as image:
-        return encoded, (image.format or "jpeg").lower()
 
 
 def _retry_after_s(text: str) -> float:

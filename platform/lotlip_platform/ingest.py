@@ -36,7 +36,7 @@ from lotlip_platform.ingest_config import URLS, IngestConfig
 from lotlip_platform.ingest_shard import fetched, write_rows
 from lotlip_platform.ownership import owned
 from lotlip_platform.run_folder import RunFolder
-from lotlip_platform.shard_ledger import Entry, ShardLedger, counted, manifest_of
+from lotlip_platform.shard_ledger import Entry, ShardLedger, counted, manifest_of, whole
 from lotlip_platform.storage import open_store
 
 WORK = ".ingest"
@@ -77,11 +77,13 @@ def ingest(config: IngestConfig, told: Told) -> Ingested:
     source, files = _caption_files(config)
     target, work = open_store(config.target), open_store(_work(config.target))
     tars = _tars(config)
-    _claim(config, target, work, _inputs(config, source, files, tars))
+    inputs = _inputs(config, source, files, tars)
+    _check_claim(config, target, work, inputs)
     if work.exists(_REPORT):
         return _read_report(work, target)
     with owned(RunFolder(work)), connected():
-        entries = _whole(ShardLedger(work).entries(), target)
+        _claim(config, target, work, inputs)
+        entries = whole(ShardLedger(work).entries(), target)
         if tars:
             from lotlip_platform.ingest_tars import write_joined  # Ray Data takes a while
 
@@ -91,6 +93,7 @@ def ingest(config: IngestConfig, told: Told) -> Ingested:
                 source,
                 files,
                 tars,
+                sum(inputs["files"].values()),
                 entries,
                 lambda: _tell(told, entries),
             )
@@ -105,17 +108,6 @@ def _work(target: str) -> str:
     if place.startswith("s3://") and "/" not in place.removeprefix("s3://"):
         raise ConfigError(f"target={target} must have a prefix: s3://BUCKET/PREFIX")
     return f"{place}{WORK}"
-
-
-def _whole(entries: Mapping[str, Entry], target: Store) -> dict[str, Entry]:
-    """Those whose shards are there; the others are written again."""
-    found = target.versions()
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if not entry.shard.num_samples
-        or (name in found and found[name].num_bytes == entry.shard.num_bytes)
-    }
 
 
 def _caption_files(config: IngestConfig) -> tuple[Store, list[str]]:
@@ -136,8 +128,10 @@ def _inputs(
 ) -> dict[str, Any]:
     """What the rows' numbers, and so the shards, depend on."""
     images = open_store(config.images_folder).versions() if tars else {}
+    # A single file may lie among millions of images.
+    found = source.versions() if len(files) > 1 else {files[0]: source.version(files[0])}
     return {
-        "files": {name: source.versions(name)[name].num_bytes for name in files},
+        "files": {name: found[name].num_bytes for name in files},
         "tars": {name: images[name].num_bytes for name in tars},
     }
 
@@ -158,8 +152,13 @@ def _tars(config: IngestConfig) -> list[str]:
     return found
 
 
-def _claim(config: IngestConfig, target: Store, work: Store, inputs: Mapping[str, Any]) -> None:
-    """Raises: ConfigError, DataError if something else is there, or the inputs have changed."""
+def _check_claim(
+    config: IngestConfig, target: Store, work: Store, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is to be noted of this ingest; empty if that is noted.
+
+    Raises: ConfigError, DataError if something else is there, or the inputs have changed.
+    """
     now = {**to_dict(config), "inputs": inputs}
     has_begun = bool(work.list("shards/")) or work.exists(_REPORT)
     if work.exists(_CONFIG) and has_begun:
@@ -171,12 +170,18 @@ def _claim(config: IngestConfig, target: Store, work: Store, inputs: Mapping[str
                     f"{work.uri} holds an ingest with another {key}={before.get(key)!r}: give "
                     "another place, or remove that one and what it wrote"
                 )
-        return
+        return {}
     if target.exists(manifests.NAME):
         raise DataError(
             f"{target.uri} holds another data set: give another place, or remove that one first"
         )
-    work.write(_CONFIG, json.dumps(now, indent=1).encode())
+    return now
+
+
+def _claim(config: IngestConfig, target: Store, work: Store, inputs: Mapping[str, Any]) -> None:
+    """Notes it, once nobody else works here. Raises: as `_check_claim`."""
+    if now := _check_claim(config, target, work, inputs):
+        work.write(_CONFIG, json.dumps(now, indent=1).encode())
 
 
 def _write_shards(

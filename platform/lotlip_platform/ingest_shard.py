@@ -12,7 +12,7 @@ from typing import Any
 from lotlip.data.sample import Sample
 from lotlip.data.shards import CaptionCount, write_shard
 from lotlip.data.store import Store
-from lotlip.errors import DataError
+from lotlip.errors import ClusterError, DataError
 from lotlip.images import stored
 from lotlip.ingest.rows import BadRow, CaptionRow
 from lotlip_platform.downloads import Fetched, download, host_of, is_url
@@ -22,6 +22,9 @@ from lotlip_platform.storage import open_store
 
 _READERS = 16
 """Images of a folder read at once."""
+_OUTAGES = ("connection", "timeout", "look-up")
+_FEW = 20
+"""Images of a shard that may all be out of reach by chance."""
 _LONGEST_PATH, _LONGEST_NAME = 1000, 255
 """Bytes that stores and folders take."""
 
@@ -52,6 +55,13 @@ def write_rows(
     shard = write_shard(target, name, samples())
     if not shard.num_samples:
         target.delete(name)
+        unreached = sum(ledger.reasons[kind] for kind in _OUTAGES)
+        if unreached == len(rows) > _FEW:
+            raise ClusterError(
+                f"{name}: none of {unreached} hosts could be reached "
+                f"({ledger.records[-1]['reason']}): when the network is well, run the same command "
+                "again"
+            )
     num_rejected = len(ledger.records)
     entry = Entry(
         shard=shard,
@@ -118,7 +128,8 @@ class _Ledger:
         self.records: list[dict[str, Any]] = []
         self.reasons: Counter[str] = Counter()
         for row in bad:
-            self._reject({"row": row.number, "where": row.where}, row.kind, row.reason)
+            known = _image_of(row.image) if row.image else {"where": row.where}
+            self._reject({"row": row.number, **known}, row.kind, row.reason)
 
     def sample(self, config: IngestConfig, row: CaptionRow, fetched: Fetched) -> Sample | None:
         """The sample, unless something is wrong with it."""
@@ -131,14 +142,18 @@ class _Ledger:
                 return _sample(config, row, fetched.content, image, suffix)
             except DataError as error:
                 kind, reason = "image", str(error)
-        host = host_of(row.image) if is_url(row.image) else ""
-        record = {"row": row.number, "image": row.image, **({"host": host} if host else {})}
-        self._reject(record, kind, reason)
+        self._reject({"row": row.number, **_image_of(row.image)}, kind, reason)
         return None
 
     def _reject(self, record: dict[str, Any], kind: str, reason: str) -> None:
         self.records.append({**record, "kind": kind, "reason": reason})
         self.reasons[kind] += 1
+
+
+def _image_of(image: str) -> dict[str, str]:
+    """What a record tells of it."""
+    host = host_of(image) if is_url(image) else ""
+    return {"image": image, **({"host": host} if host else {})}
 
 
 def _sample(

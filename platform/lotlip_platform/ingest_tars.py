@@ -34,7 +34,7 @@ from lotlip_platform.cluster import store_environment
 from lotlip_platform.downloads import Fetched, is_url
 from lotlip_platform.ingest_config import IngestConfig
 from lotlip_platform.ingest_shard import Found, write_rows
-from lotlip_platform.ray_data import quiet_ray_data, result_of, results
+from lotlip_platform.ray_data import Unseen, quiet_ray_data, result_of, results
 from lotlip_platform.shard_ledger import Entry, read_entry, to_json
 from lotlip_platform.storage import open_store
 
@@ -46,6 +46,7 @@ _SHIFT = 32
 _WITHOUT = 100_000
 """Rows without an image that are recorded together."""
 _COUNT = "rows.json"
+_IMAGES = (*IMAGE_SUFFIXES, "gif", "bmp", "tif", "tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class _About:
     source: Store
     files: Sequence[str]
     tars: Sequence[str]
-    environment: Mapping[str, str]
+    environment: Unseen
     done: frozenset[str]
     """Shards that are committed."""
 
@@ -68,12 +69,13 @@ def write_joined(
     source: Store,
     files: Sequence[str],
     tars: Sequence[str],
+    num_bytes: int,
     entries: dict[str, Entry],
     on_entry: Callable[[], None],
 ) -> int:
     """Write the shards that aren't there yet; adds to `entries`. The number of rows.
 
-    Raises: LotlipError.
+    `num_bytes` are those of the caption files. Raises: LotlipError.
     """
     about = _About(
         config=config,
@@ -81,10 +83,9 @@ def write_joined(
         source=source,
         files=files,
         tars=tars,
-        environment=store_environment(),
+        environment=Unseen(store_environment()),
         done=frozenset(entries),
     )
-    num_bytes = sum(source.versions(name)[name].num_bytes for name in files)
     partitions = min(_MOST_PARTITIONS, 2 + num_bytes // _PARTITION_BYTES)
     quiet_ray_data(partitions)
     minimum: Any = Min  # its annotation asks for a zero of places
@@ -113,7 +114,7 @@ def write_joined(
 
 def _captions(batch: pa.Table, about: _About) -> Iterator[pa.Table]:
     """All rows, with the keys of their images; bad ones have none."""
-    os.environ.update(about.environment)
+    os.environ.update(about.environment.values)
     config, number = about.config, 0
     rows: list[CaptionRow | BadRow] = []
     for row in read_rows(about.source, about.files, config.format, config.column_map):
@@ -130,7 +131,7 @@ def _captions(batch: pa.Table, about: _About) -> Iterator[pa.Table]:
 def _table(rows: Sequence[CaptionRow | BadRow]) -> pa.Table:
     return pa.table(
         {
-            "key": pa.array([_key(row) for row in rows], pa.string()),
+            "key": pa.array([_sound(_key(row)) for row in rows], pa.string()),
             "number": pa.array([row.number for row in rows], pa.int64()),
             "row": pa.array([pickle.dumps(row) for row in rows], pa.binary()),
         }
@@ -144,9 +145,14 @@ def _key(row: CaptionRow | BadRow) -> str:
     return row.image if is_url(row.image) else PurePosixPath(row.image).name.partition(".")[0]
 
 
+def _sound(key: str) -> str:
+    """What is no Unicode, as in names of other encodings, written out."""
+    return key.encode(errors="backslashreplace").decode()
+
+
 def _images(batch: pa.Table, about: _About) -> Iterator[pa.Table]:
     """The keys of the images in a tar, and their places."""
-    os.environ.update(about.environment)
+    os.environ.update(about.environment.values)
     (tar,) = batch["tar"].to_pylist()
     keys: list[str] = []
     places: list[int] = []
@@ -156,6 +162,7 @@ def _images(batch: pa.Table, about: _About) -> Iterator[pa.Table]:
         for key in own - {""}:
             keys.append(key)
             places.append(place)
+    keys = [_sound(key) for key in keys]
     yield pa.table({"key": pa.array(keys, pa.string()), "place": pa.array(places, pa.int64())})
 
 
@@ -168,7 +175,7 @@ def _members(about: _About, tar: int) -> Iterator[Mapping[str, Any]]:
     try:
         with store.open(name) as file:
             for members in group_by_keys({"__url__": name, **one} for one in tar_files(file)):
-                if any(suffix in members for suffix in IMAGE_SUFFIXES):
+                if any(suffix in members for suffix in _IMAGES):
                     yield members
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -197,7 +204,7 @@ def _with_tar(batch: pa.Table) -> pa.Table:
 
 def _write_group(group: pa.Table, about: _About) -> pa.Table:
     """Writes what belongs to a tar, or the list of rows that belong to none."""
-    os.environ.update(about.environment)
+    os.environ.update(about.environment.values)
     return result_of(lambda: json.dumps([to_json(one) for one in _entries(group, about)]))
 
 
@@ -248,7 +255,7 @@ def _pieces(
 
 def _found(row: CaptionRow, members: Mapping[str, Any]) -> Found:
     """A row and its image."""
-    suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in members)
+    suffix = next(suffix for suffix in _IMAGES if suffix in members)
     return row, Fetched(content=members[suffix])
 
 
@@ -257,4 +264,4 @@ def _without_image(row: CaptionRow, about: _About) -> BadRow:
 
 
 def _bad(row: CaptionRow, reason: str, kind: str) -> BadRow:
-    return BadRow(number=row.number, where=row.image, reason=reason, kind=kind)
+    return BadRow(number=row.number, where="", reason=reason, kind=kind, image=row.image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,17 @@ from ray.exceptions import RayError
 
 from lotlip import errors
 from lotlip.errors import ClusterError, LotlipError
+
+
+class Unseen:
+    """Variables of the environment that Ray Data, which tells its arguments, has nothing to tell
+    of."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return "Unseen()"
 
 
 def quiet_ray_data(partitions: int = 0) -> None:

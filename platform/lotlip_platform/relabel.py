@@ -31,6 +31,7 @@ from lotlip_platform.listener import Watch
 from lotlip_platform.local_services import home
 from lotlip_platform.mailbox import Mailbox
 from lotlip_platform.ownership import owned
+from lotlip_platform.ray_data import Unseen
 from lotlip_platform.relabel_account import Account
 from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig, settings
@@ -39,7 +40,7 @@ from lotlip_platform.relabel_pool import in_pool
 from lotlip_platform.relabel_vllm import Answered, ask_all
 from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.scaling import check_resources
-from lotlip_platform.shard_ledger import ShardLedger, counted, manifest_of
+from lotlip_platform.shard_ledger import ShardLedger, counted, manifest_of, whole
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_folder import tracked_folder
 from lotlip_platform.tracked_run import TrackedRun
@@ -78,7 +79,7 @@ def relabel(config: RelabelConfig, watch: Watch) -> Relabelled:
     folder.check_claim(config, manifest.digest)
     _check_target(config, folder)
     if folder.read_result() is None:
-        revision = check_captioner(config)
+        revision = check_captioner(config, RelabelFolder(folder.store).revision())
         with connected():
             check_resources(config.cluster.as_cluster())
             folder.claim(config, manifest.digest)
@@ -92,6 +93,7 @@ def relabel(config: RelabelConfig, watch: Watch) -> Relabelled:
                 _caption(work, folder, manifest, tracked, watch)
                 _finish(config, folder, manifest, revision, tracked)
     else:
+        _check_whole(config, folder)
         watch({"kind": "note", "text": f"{folder.uri} is done: nothing to caption"})
     return _result(folder)
 
@@ -118,6 +120,17 @@ def _check_target(config: RelabelConfig, folder: RunFolder) -> None:
                 f"target={config.target} holds another data set: give another place, or remove "
                 "that one first"
             )
+
+
+def _check_whole(config: RelabelConfig, folder: RunFolder) -> None:
+    """Raises: DataError if what a run made is no longer there."""
+    target = open_store(config.target)
+    entries = ShardLedger(folder.store).entries()
+    if not target.exists(manifests.NAME) or len(whole(entries, target)) < len(entries):
+        raise DataError(
+            f"{folder.uri} is done, but {target.uri} no longer holds what it wrote: to caption "
+            "again, give another name=..."
+        )
 
 
 @contextmanager
@@ -149,7 +162,14 @@ def _caption(
     work: Work, folder: RunFolder, manifest: Manifest, tracked: TrackedRun, watch: Watch
 ) -> None:
     """Commit the shards that aren't yet. Raises: LotlipError."""
-    config, before = work.config, ShardLedger(folder.store).entries()
+    config, ledger = work.config, ShardLedger(folder.store)
+    entries = ledger.entries()
+    before = whole(entries, open_store(config.target))
+    if lost := sorted(set(entries) - set(before)):
+        text = f"{config.target} lacks {lost[0]} and {len(lost) - 1} more that were there: again"
+        watch({"kind": "note", "text": text})
+    for name in lost:
+        ledger.forget(name)
     left = [shard for shard in manifest.shards if shard.name not in before]
     if not left:
         return
@@ -177,7 +197,7 @@ def _by_vllm(
 def _rounds_by_vllm(
     config: RelabelConfig, work: Work, shards: Sequence[Shard], mailbox: Any, account: Account
 ) -> None:
-    environment, ledger = store_environment(), ShardLedger(open_store(work.folder))
+    environment, ledger = Unseen(store_environment()), ShardLedger(open_store(work.folder))
     for ask in range(config.audit.max_asks):
         began_s = time.monotonic()
         try:

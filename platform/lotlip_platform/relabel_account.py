@@ -22,6 +22,7 @@ class Account:
     def __init__(self, config: RelabelConfig, manifest: Manifest, before: Sequence[Tally]) -> None:
         """`before` is what shards took that are committed already."""
         self._config = config
+        self._num_workers = min(config.cluster.num_workers, len(manifest.shards))
         self._total = manifest.num_samples * config.prompts.per_sample
         self._before = sum(before, Tally())
         self._now = Tally()
@@ -90,7 +91,7 @@ class Account:
     def totals(self) -> dict[str, float]:
         """Of all that is committed, over all lives of the run."""
         tally = self._before
-        gpu_s = tally.worker_s * (self._gpus() / self._config.cluster.num_workers)
+        gpu_s = tally.worker_s * (self._gpus() / self._num_workers)
         cost, number = self._cost(tally, gpu_s), max(tally.num_captions, 1)
         return {
             "relabel/num_samples": tally.num_samples,
@@ -109,10 +110,10 @@ class Account:
 
     def _gpus(self) -> float:
         """In use all the time."""
-        cluster = self._config.cluster
-        return (
-            cluster.num_workers * cluster.gpus_per_worker + self._config.account.num_endpoint_gpus
-        )
+        engine = self._config.captioner.vllm.engine
+        of_engine = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+        of_worker = self._config.cluster.gpus_per_worker * of_engine
+        return self._num_workers * of_worker + self._config.account.num_endpoint_gpus
 
     def _cost(self, tally: Tally, gpu_s: float) -> float:
         prices = self._config.account

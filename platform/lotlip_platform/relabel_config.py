@@ -146,6 +146,12 @@ class RelabelConfig:
     """Where it is recorded; registered_model does not matter here."""
 
     def __post_init__(self) -> None:
+        endpoint, workers = self.captioner.endpoint, self.cluster.num_workers
+        if endpoint.url and endpoint.concurrency < workers:
+            raise ConfigError(
+                f"captioner.endpoint.concurrency={endpoint.concurrency} is shared by "
+                f"cluster.num_workers={workers}: give at least as much, or fewer workers"
+            )
         if not _NAME.fullmatch(self.name):
             raise ConfigError(
                 f"name={self.name!r} must be made of letters, digits, '.', '_' and '-': it names "

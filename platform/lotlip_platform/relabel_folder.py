@@ -63,13 +63,18 @@ class RelabelFolder:
         self.ledger.commit(entry, rejected)
         self.forget_answers(entry.shard.name)
 
+    def revision(self) -> str:
+        """Of the model that the run was begun with; empty if it wasn't."""
+        store = self.ledger.store
+        return json.loads(store.read(_MODEL))["revision"] if store.exists(_MODEL) else ""
+
     def claim_revision(self, revision: str) -> None:
         """Note which model the run is by. Raises: ConfigError if it began with another one."""
         store = self.ledger.store
         if not store.exists(_MODEL):
             store.write(_MODEL, json.dumps({"revision": revision}).encode())
             return
-        before = json.loads(store.read(_MODEL))["revision"]
+        before = self.revision()
         if before != revision:
             raise ConfigError(
                 f"{store.uri} was begun with revision {before or 'unknown'} of the model, which "

@@ -20,7 +20,7 @@ from lotlip.relabel.asking import Captioner
 from lotlip_platform.captioners import captioner_of
 from lotlip_platform.cluster import store_environment
 from lotlip_platform.endpoint import KEY
-from lotlip_platform.ray_data import quiet_ray_data, result_of, results
+from lotlip_platform.ray_data import Unseen, quiet_ray_data, result_of, results
 from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import Tally
@@ -59,17 +59,6 @@ def in_pool(
     for text in results(pool):
         if counts := json.loads(text):
             yield Tally(**counts)
-
-
-class Unseen:
-    """Variables of the environment that Ray Data, which tells its arguments, has nothing to tell
-    of."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self.values = values
-
-    def __repr__(self) -> str:
-        return "Unseen()"
 
 
 class ShardActor:

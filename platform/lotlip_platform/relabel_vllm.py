@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,12 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from PIL import Image
 
 from lotlip.data.manifest import Shard, to_shard
 from lotlip.errors import ConfigError
+from lotlip.images import media_type
 from lotlip.relabel.asking import Answer, Keep, Place, Request
-from lotlip_platform.ray_data import quiet_ray_data, result_of, results
+from lotlip_platform.ray_data import Unseen, quiet_ray_data, result_of, results
 from lotlip_platform.relabel_asking import Asking, Work, answer_tally
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.relabel_folder import RelabelFolder, Tally
@@ -68,9 +67,7 @@ class NotYetError(Exception):
     """There are questions of a later round."""
 
 
-def ask_all(
-    work: Work, shards: Sequence[Shard], ask: int, environment: Mapping[str, str]
-) -> Iterator[Tally]:
+def ask_all(work: Work, shards: Sequence[Shard], ask: int, environment: Unseen) -> Iterator[Tally]:
     """Have a round of questions about shards answered and kept; a tally now and then.
 
     Raises: LotlipError.
@@ -118,9 +115,7 @@ def processor_of(config: RelabelConfig, revision: str) -> Callable[[Rows], Rows]
 def to_engine(row: Mapping[str, Any], config: RelabelConfig) -> dict[str, Any]:
     """A question as the engine takes it."""
     encoded = bytes(row["image"])
-    with Image.open(io.BytesIO(encoded)) as image:
-        kind = (image.format or "jpeg").lower()
-    url = f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+    url = f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": str(row["text"])},
@@ -154,10 +149,10 @@ def from_engine(row: Mapping[str, Any], config: RelabelConfig) -> dict[str, Any]
 
 
 def _questions(
-    batch: Mapping[str, Any], work: Work, ask: int, environment: Mapping[str, str]
+    batch: Mapping[str, Any], work: Work, ask: int, environment: Unseen
 ) -> Iterator[pa.Table]:
     """Of a round, those about a shard that aren't answered yet."""
-    os.environ.update(environment)
+    os.environ.update(environment.values)
     shard = to_shard(json.loads(str(batch["shard"][0])))
     answers = RelabelFolder(open_store(work.folder)).answers(shard.name)
     with closing(answers) as log:
@@ -178,9 +173,9 @@ def _questions(
             )
 
 
-def _kept(batch: Any, work: Work, environment: Mapping[str, str]) -> pa.Table:
+def _kept(batch: Any, work: Work, environment: Unseen) -> pa.Table:
     """Keeps a batch of answers in the store; their tally."""
-    os.environ.update(environment)
+    os.environ.update(environment.values)
     return result_of(lambda: json.dumps(asdict(_keep(batch, work))))
 
 

@@ -49,6 +49,8 @@ _MAY_CHANGE = frozenset(
         # With it the last bit of what a model makes, and at times a word of a caption.
         *("captioner.huggingface.batch_size", "captioner.vllm.batch_size"),
         "captioner.vllm.shards_at_once",
+        # The run itself knows by which revision it was begun.
+        *("captioner.huggingface.revision", "captioner.vllm.revision"),
     )
 )
 """Keys and groups that don't change what is learnt: a run resumes with other ones."""

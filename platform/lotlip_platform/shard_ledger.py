@@ -60,6 +60,10 @@ class ShardLedger:
         name = f"{_ENTRIES}/{stem_of(shard)}.json"
         return read_entry(self.store.read(name)) if self.store.exists(name) else None
 
+    def forget(self, shard: str) -> None:
+        """A committed shard that is no longer there."""
+        self.store.delete(f"{_ENTRIES}/{stem_of(shard)}.json")
+
     def commit(self, entry: Entry, rejected: Iterable[Mapping[str, Any]]) -> None:
         """Make a written shard part of the data set."""
         stem = stem_of(entry.shard.name)
@@ -103,6 +107,17 @@ def counted(entries: Iterable[Entry]) -> tuple[dict[str, Any], dict[str, int]]:
         counts.update(entry.counts)
         reasons.update(entry.reasons)
     return counts, reasons
+
+
+def whole(entries: Mapping[str, Entry], target: Store) -> dict[str, Entry]:
+    """Those whose shards are there as they were written."""
+    found = target.versions()
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if not entry.shard.num_samples
+        or (name in found and found[name].num_bytes == entry.shard.num_bytes)
+    }
 
 
 def manifest_of(target: Store, entries: Sequence[Entry], made_by: Mapping[str, Any]) -> Manifest:

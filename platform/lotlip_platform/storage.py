@@ -149,6 +149,11 @@ class S3Store:
                         found[name] = Version(entry["Size"], entry["ETag"])
         return dict(sorted(found.items()))
 
+    def version(self, name: str) -> Version:
+        with self._call(name, "look up") as (client, place):
+            answer = client.head_object(Bucket=place.bucket, Key=place.key)
+        return Version(answer["ContentLength"], answer["ETag"])
+
     def exists(self, name: str) -> bool:
         with self._call(name, "look up") as (client, place):
             try:

@@ -8,7 +8,15 @@ from PIL import Image
 
 from lotlip import images
 from lotlip.errors import ConfigError, DataError
-from lotlip.images import AugmentConfig, centre_crop, decode, normalise, random_crop, stored
+from lotlip.images import (
+    AugmentConfig,
+    centre_crop,
+    decode,
+    media_type,
+    normalise,
+    random_crop,
+    stored,
+)
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -229,6 +237,13 @@ def test_of_a_large_jpeg_not_much_more_is_decoded_than_its_crop_has_use_for(
 def test_an_impossible_crop_area_is_an_error(area):
     with pytest.raises(ConfigError, match=r"augment\.min_crop_area="):
         AugmentConfig(min_crop_area=area)
+
+
+@pytest.mark.parametrize("name, kind", [("JPEG", "jpeg"), ("MPO", "jpeg"), ("PNG", "png")])
+def test_the_media_type_is_one_that_servers_know(name: str, kind: str):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, name)
+    assert media_type(buffer.getvalue()) == f"image/{kind}"
 
 
 def test_normalised_pixels_lie_between_minus_one_and_one():

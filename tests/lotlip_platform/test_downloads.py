@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -89,7 +90,7 @@ def test_a_foreign_file_cannot_ask_for_what_only_the_cluster_reaches(web: ImageS
         *(f"{web.url}/ok/1.jpg", f"http://localhost:{port}/ok/1.jpg"),
         *("http://169.254.169.254/latest", "http://[::1]/", "http://10.0.0.1/", "http://0.0.0.0/"),
         *("http://[::ffff:100.100.100.200]/", "http://[64:ff9b::a9fe:a9fe]/"),
-        "http://[2002:7f00:1::]/",
+        *("http://[2002:7f00:1::]/", f"http://①27.0.0.1:{port}/ok/1.jpg"),
     ]
     found = fetch(urls, private_hosts=False)
     assert {one.kind for one in found} == {"address"}
@@ -100,10 +101,29 @@ def test_a_foreign_file_cannot_ask_for_what_only_the_cluster_reaches(web: ImageS
 def test_a_redirect_cannot_either(web: ImageServer, monkeypatch: pytest.MonkeyPatch):
     real = downloads._problem
     monkeypatch.setattr(
-        downloads, "_problem", lambda url, private: real(url, url.startswith(web.url))
+        downloads, "_problem", lambda url, private: real(url, str(url).startswith(web.url))
     )
     (found,) = fetch([f"{web.url}/inside/1.jpg"], private_hosts=False)
     assert (found.kind, found.reason) == ("address", "169.254.169.254 is no public address")
+
+
+def test_a_host_that_wants_peace_for_long_gets_it(web: ImageServer):
+    found = fetch([f"{web.url}/away/{i}.jpg" for i in range(40)], per_host=1)
+    assert web.asked.total() == 1
+    assert [one.kind for one in found] == ["status 429"] + ["busy"] * 39
+    assert found[1].reason.startswith("127.0.0.1 wants nobody to ask for another ")
+
+
+def test_a_look_up_that_fails_for_now_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def fail(host: str, *rest: Any, **more: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    (found,) = fetch(["http://images.example/1.jpg"])
+    assert (found.kind, asked) == ("look-up", ["images.example"] * 3)
 
 
 def test_large_ones_are_not_taken(web: ImageServer):

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from lotlip.data.sample import Sample
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import read_samples
 from lotlip.data.store import FolderStore
-from lotlip.errors import ConfigError, DataError
+from lotlip.errors import ClusterError, ConfigError, DataError
 from lotlip_platform import ingest as ingesting
 from lotlip_platform.dataset_checks import check
 from lotlip_platform.ingest import Ingested, ingest
 from lotlip_platform.ingest_config import IngestConfig
+from lotlip_platform.ownership import owned
+from lotlip_platform.run_folder import RunFolder
 from lotlip_platform.shard_ledger import ShardLedger
 from lotlip_platform.storage import ensure_bucket, open_store
 
@@ -177,6 +180,15 @@ def test_addresses_are_fetched_and_dead_ones_reported(tmp_path: Path, s3_env: st
     assert web.asked.total() == 30
 
 
+def test_an_outage_rejects_nothing(tmp_path: Path, dead_url: str):
+    source = write_csv(tmp_path / "a.csv", [f"{dead_url}/{i}.jpg" for i in range(30)])
+    limits = {"private_hosts": True, "max_attempts": 1, "per_host": 30}
+    config = config_of(tmp_path, source, "url", download=limits, shard_size=30)
+    with pytest.raises(ClusterError, match=r"none of 30 hosts could be reached .* same command"):
+        ingest(config, quiet)
+    assert not ShardLedger(FolderStore(tmp_path / "target.ingest")).entries()
+
+
 def make_tars(folder: Path) -> None:
     folder.mkdir()
     for tar in range(3):
@@ -187,26 +199,38 @@ def make_tars(folder: Path) -> None:
                 writer.write({"__key__": f"{i:05d}", "jpg": image, "json": about})
             writer.write({"__key__": "everywhere", "jpg": make_sample(0, 99).image})
             writer.write({"__key__": f"text-{tar}", "txt": b"no image"})
+    bitmap = io.BytesIO()
+    Image.open(io.BytesIO(make_sample(0, 98).image)).save(bitmap, "BMP")
+    with tarfile.open(folder / "00003.tar", "w", encoding="latin-1") as old:
+        for name, content in {"bitmap.bmp": bitmap.getvalue(), "château.jpg": b"\xff"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            old.addfile(member, io.BytesIO(content))
 
 
 def test_images_in_tars_are_joined_by_name_or_address(tmp_path: Path):
     make_tars(tmp_path / "tars")
     order = [(7 * i) % 40 for i in range(40)]  # ten of them are in no tar
     names = [f"cc/{i:05d}.jpg" if i % 2 else f"http://x/{i}" for i in order]
-    names += [names[0], "everywhere.jpg"]
+    names += [names[0], "everywhere.jpg", "bitmap.bmp"]
     source = write_csv(tmp_path / "a.csv", names)
     with source.open("a") as file:
         file.write("bad,row\n")
     config = config_of(tmp_path, source, str(tmp_path / "tars" / "*.tar"), shard_size=4)
     result = ingest(config, quiet)
-    assert (result.num_rows, result.num_written, result.num_rejected) == (43, 30, 13)
+    assert (result.num_rows, result.num_written, result.num_rejected) == (44, 31, 13)
     assert result.reasons == {"double": 1, "missing": 10, "row": 1, "several": 1}
+    lines = open_store(result.rejected).read("without-000000.jsonl").splitlines()
+    assert {json.loads(line).get("host") for line in lines} == {None, "x"}
     for sample in samples_of(config):
         row = int(sample.key)
+        if row == 42:
+            assert sample.image_suffix == "jpg", "made of a bitmap"
+            continue
         assert sample.image == make_sample(0, order[row]).image
         assert sample.short == f"alt {row}"
     sizes = [shard.num_samples for shard in read_manifest(open_store(config.target)).shards]
-    assert sizes == [4, 4, 2] * 3
+    assert sizes == [*[4, 4, 2] * 3, 1]
 
 
 def test_a_damaged_tar_ends_it_in_one_line(tmp_path: Path):
@@ -306,6 +330,10 @@ def test_another_ingest_at_the_same_place_is_refused(tmp_path: Path):
     names = make_images(tmp_path / "images")
     source = write_csv(tmp_path / "a.csv", names)
     config = config_of(tmp_path, source, str(tmp_path / "images"))
+    work = FolderStore(tmp_path / "target.ingest")
+    with owned(RunFolder(work)), pytest.raises(ConfigError, match="is being worked on"):
+        ingest(dataclasses.replace(config, shard_size=30), quiet)
+    assert not work.exists("config.json"), "or the first one could not go on"
     ingest(config, quiet)
     with pytest.raises(ConfigError, match="holds an ingest with another shard_size=20"):
         ingest(dataclasses.replace(config, shard_size=30), quiet)

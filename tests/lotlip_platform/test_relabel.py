@@ -24,14 +24,19 @@ from lotlip.data.manifest import read_manifest
 from lotlip.data.shards import read_samples
 from lotlip.data.store import FolderStore
 from lotlip.errors import ClusterError, ConfigError, DataError
+from lotlip.relabel.huggingface import HuggingFaceConfig
+from lotlip_platform import captioners
+from lotlip_platform.captioners import check_captioner
 from lotlip_platform.dataset_checks import check
 from lotlip_platform.datasets import make_scenes
+from lotlip_platform.endpoint import EndpointConfig
 from lotlip_platform.local_services import local_tracking_uri
 from lotlip_platform.mailbox import Mailbox
+from lotlip_platform.ray_data import Unseen
 from lotlip_platform.relabel import Relabelled, relabel
 from lotlip_platform.relabel_asking import Work
 from lotlip_platform.relabel_config import RelabelConfig
-from lotlip_platform.relabel_pool import ShardActor, Unseen
+from lotlip_platform.relabel_pool import ShardActor
 from lotlip_platform.relabel_trial import try_out
 from lotlip_platform.shard_ledger import ShardLedger
 from lotlip_platform.storage import open_store
@@ -185,10 +190,18 @@ def test_what_an_earlier_run_committed_is_not_asked_again(
         read_manifest(open_store(config.target))
     server.fault = None
     before = len(server.asked)
-    result = relabel(config, quiet)
+    gone = Path(config.target) / "shard-000001.tar"
+    gone.unlink()
+    events: list[Event] = []
+    result = relabel(config, events.append)
     check_target(config, result, server)
-    again = len(server.asked) - before - (NUM_SAMPLES - 130)
+    again = len(server.asked) - before - (NUM_SAMPLES - 130) - 50
     assert 0 <= again <= config.captioner.endpoint.concurrency, "those that were in flight"
+    told = [event["text"] for event in events if event["kind"] == "note"]
+    assert any("lacks shard-000001.tar and 0 more" in text for text in told)
+    gone.unlink()
+    with pytest.raises(DataError, match="no longer holds what it wrote"):
+        relabel(config, quiet)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +212,7 @@ def test_what_an_earlier_run_committed_is_not_asked_again(
         ({"captioner.name": "scenes"}, ConfigError, "has captions by scenes already"),
         ({"endpoint.model": "other"}, ConfigError, "has no model 'other'; it has: tests/describer"),
         ({"endpoint.url": "http://127.0.0.1:9/v1"}, ClusterError, "can't be reached"),
-        ({"cluster.num_workers": 64}, ClusterError, "cluster.num_workers=64 with 1 CPUs each"),
+        ({"cluster.num_workers": 7}, ClusterError, "cluster.num_workers=7 with 1 CPUs each"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_written(
@@ -224,6 +237,22 @@ def test_what_cannot_work_is_told_before_anything_is_written(
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "runs" / "described" / "config.json").exists()
     assert not (tmp_path / "target").exists()
+
+
+def test_a_run_goes_on_with_the_revision_it_was_begun_by(
+    config: RelabelConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """The hub can't be reached from here: what it would be asked for is what counts."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        captioners, "revision_of", lambda model, revision, key: asked.append(revision) or "c2"
+    )
+    model = HuggingFaceConfig(model="llava-hf/llava")
+    captioner = dataclasses.replace(config.captioner, huggingface=model, endpoint=EndpointConfig())
+    of_hub = dataclasses.replace(config, captioner=captioner)
+    for known in ("", "c1", "sha256:1"):
+        check_captioner(of_hub, known)
+    assert asked == ["", "c1", ""]
 
 
 def test_a_few_captions_are_shown_before_all_are_paid_for(

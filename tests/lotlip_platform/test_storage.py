@@ -79,6 +79,14 @@ def test_objects_can_be_written_listed_read_and_deleted(store: S3Store, tmp_path
     assert not store.exists("empty")
 
 
+def test_the_version_of_one_object_is_that_of_the_listing(store: S3Store, tmp_path: Path) -> None:
+    for place in (store, FolderStore(tmp_path)):
+        place.write("a/b", b"123")
+        assert place.version("a/b") == place.versions()["a/b"]
+        with pytest.raises(DataError, match="a/c"):
+            place.version("a/c")
+
+
 def test_a_listing_of_many_pages_is_complete(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

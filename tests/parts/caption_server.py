@@ -21,7 +21,8 @@ _THINGS = ("castle", "boat", "tree", "car", "fish", "house", "rocket", "cat", "b
 _COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "white"]
 
 Fault = Callable[["Asked"], "tuple[int, dict[str, str], bytes] | None"]
-"""Gives what to answer instead: status, headers, body; None for the usual answer."""
+"""Gives what to answer instead: status, headers, body; None for the usual answer. Of status 0: the
+connection is closed."""
 
 
 class Asked:
@@ -99,6 +100,9 @@ class CaptionServer:
                 self._send(*outer.answer(body))
 
             def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.close_connection = not status
+                if not status:
+                    return
                 try:
                     self.send_response(status)
                     self.send_header("Content-Type", "application/json")

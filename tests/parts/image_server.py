@@ -75,6 +75,8 @@ class ImageServer:
             _send(handler, 429, b"", **{"Retry-After": "1"}) if first else _send(
                 handler, 200, image
             )
+        elif kind == "away":
+            _send(handler, 429, b"", **{"Retry-After": "3600"})
         elif kind == "cut":
             _send(handler, 200, image[: len(image) // 2], size=len(image) if first else None)
         elif kind == "slow":

@@ -262,6 +262,26 @@ def test_several_files_are_one_sequence_and_may_be_compressed(tmp_path: Path):
         read(tmp_path / "nothing.csv", "dreamlip-csv")
 
 
+def test_a_tar_may_be_compressed_too_but_parquet_packs_itself(tmp_path: Path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    entry = json.dumps(DREAMLIP).encode()
+    with tarfile.open(parts / "a.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("1.json")
+        member.size = len(entry)
+        tar.addfile(member, io.BytesIO(entry))
+    (row,) = read(parts, "dreamlip-json")
+    assert isinstance(row, CaptionRow)
+    (parts / "b.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(DataError, match=r"holds no \.parquet file"):
+        read(parts, "parquet", PLAIN)
+    text = pyarrow.array([b"ok.jpg", b"\xff.jpg"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"path": text, "text": text})
+    pyarrow.parquet.write_table(table, parts / "c.parquet")
+    with pytest.raises(DataError, match=r"c\.parquet is damaged: .*utf-8"):
+        read(parts / "c.parquet", "parquet", {"image": "path", "long.x": "text"})
+
+
 def test_a_file_that_breaks_off_is_told_and_not_taken_for_its_end(tmp_path: Path):
     entries = [{"image": "a", "conversations": [{"from": "gpt", "value": "x" * 99}]}] * 50
     text = json.dumps(entries)

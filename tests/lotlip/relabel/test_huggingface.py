@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,12 +24,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def captions(
-    model: Path, *, batch_size: int = 4, num: int = 8, **generation: float
+    model: Path,
+    *,
+    batch_size: int = 4,
+    num: int = 8,
+    shorts: Mapping[int, str] | None = None,
+    **generation: float,
 ) -> list[Answer]:
     settings = GenerationConfig(**{"max_tokens": 16, **generation})  # type: ignore[arg-type]
     config = HuggingFaceConfig(model=str(model), batch_size=batch_size)
     captioner = HuggingFaceCaptioner(config, settings, system="", device="cpu")
-    requests = [make_request(make_sample(0, i), "s", Place(0, i, 0), PROMPTS) for i in range(num)]
+    samples = [
+        dataclasses.replace(make_sample(0, i), short=(shorts or {}).get(i, "a mug"))
+        for i in range(num)
+    ]
+    prompts = PROMPTS if shorts is None else PromptConfig(texts={"short": "{short}"})
+    requests = [make_request(one, "s", Place(0, i, 0), prompts) for i, one in enumerate(samples)]
     found: list[Answer] = []
 
     def keep(answers: list[Answer]) -> Future[None]:
@@ -50,6 +62,16 @@ def test_each_image_gets_a_caption_that_depends_on_it(tiny: Path):
         assert answer.is_whole or answer.output_tokens == 16
         assert answer.input_tokens > 16, "its patches, and the prompt"
         assert not answer.text.startswith(PROMPTS.texts[answer.prompt]), "the prompt is not in it"
+
+
+def test_a_question_that_the_model_cannot_take_costs_one_caption(tiny: Path):
+    whole = captions(tiny, batch_size=4, num=4, shorts={})
+    broken = captions(tiny, batch_size=4, num=4, shorts={2: "a sign that says <image>"})
+    assert [bool(answer.error) for answer in broken] == [False, False, True, False]
+    assert not broken[2].is_final, "another version of the library may take it"
+    assert [answer.text for answer in broken if not answer.error] == [
+        answer.text for answer in whole if answer.place.sample != 2
+    ]
 
 
 def test_greedy_captions_are_the_same_again(tiny: Path):
