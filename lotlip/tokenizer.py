@@ -146,9 +146,9 @@ class Tokenizer:
             row[: len(ids)] = ids
         return padded
 
-    def full_length(self, sentences_or_text: str | Sequence[str]) -> int:
+    def full_length(self, sentences_or_text: str | Sequence[str], *, official: bool = False) -> int:
         """How many ids a text would have if none were cut."""
-        (body,) = self._bodies([sentences_or_text], official=False)
+        (body,) = self._bodies([sentences_or_text], official)
         return len(self._uncut(body))
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lotlip.captions import split_sentences
+from lotlip.captions import assemble_official, split_sentences
 from lotlip.data import scenes
 from lotlip.data.manifest import Manifest
 from lotlip.data.sample import Sample
@@ -135,6 +135,8 @@ class Benchmark:
         headless = [_without_first_sentence(caption) for caption in self._long]
 
         def encode(texts: Sequence[str]) -> Tensor:
+            if official_text:
+                texts = [assemble_official(text) for text in texts]
             return embed_texts(model, texts, official=official_text)
 
         features = Features(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lotlip import distributed
-from lotlip.captions import assemble_official
 from lotlip.errors import DataError
 from lotlip.images import centre_crop, decode, normalise
 from lotlip.model import LoTLIP
@@ -73,16 +72,19 @@ def pool_images(
 
 
 @torch.no_grad()
-def embed_texts(model: LoTLIP, texts: Sequence[str], *, official: bool = False) -> Tensor:
+def embed_texts(
+    model: LoTLIP, texts: Sequence[str], *, official: bool = False, context_length: int = 0
+) -> Tensor:
     """Features of texts of any length, [N, D] in their order, on the CPU.
 
-    `official` splits and cleans texts as the authors' benchmarks do, for numbers to be compared
-    with theirs.
+    `official` has them split as the authors' tokenizer does, for numbers to be compared with
+    theirs. `context_length` is the most tokens that are read, up to the model's positions; 0: as
+    many as it was trained with.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None, "a model that was loaded or trained has its tokenizer"
-    if official:
-        texts = [assemble_official(text) for text in texts]
+    if context_length:
+        tokenizer = tokenizer.adapted(tokenizer.num_corner_tokens, context_length)
     # Texts of like length together: a batch is padded to its longest.
     by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
 

@@ -112,6 +112,37 @@ def bootstrap(
     return Interval(float(total / size), float(low), float(high))
 
 
+def median_rank(
+    ranks: np.ndarray,
+    *,
+    clusters: np.ndarray | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The median of ranks, the lower one of two, with its percentile bootstrap interval.
+
+    `clusters` as for `bootstrap`. Raises: DataError if there is no rank.
+    """
+    if ranks.ndim != 1 or len(ranks) == 0:
+        raise DataError(f"a median needs one or more ranks, got an array {list(ranks.shape)}")
+    if clusters is None:
+        clusters = np.arange(len(ranks))
+    order = np.argsort(ranks, kind="stable")
+    in_order = ranks[order]
+    _, cluster = np.unique(clusters, return_inverse=True)
+    num_clusters, of_item = int(cluster.max()) + 1, cluster[order]
+    rng = np.random.default_rng(seed)
+    medians = []
+    for _ in range(num_resamples):
+        drawn = rng.integers(num_clusters, size=num_clusters)
+        times = np.bincount(drawn, minlength=num_clusters)[of_item].cumsum()
+        medians.append(in_order[np.searchsorted(times, times[-1] / 2)])
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    middle = in_order[(len(ranks) - 1) // 2]
+    return Interval(float(middle), float(low), float(high))
+
+
 def retrieval_answers(
     image_ND: Tensor,
     text_TD: Tensor,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +43,32 @@ def add_verbs(verbs: Any) -> None:
     profile.set_defaults(run=_profile)
 
     evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
-    evaluate.add_argument("model", help=MODEL_HELP)
-    evaluate.add_argument("--bench", action="append", required=True, metavar="NAME=URI")
-    evaluate.add_argument("--samples", type=int, default=0, help="the first so many; default all")
     evaluate.add_argument(
-        "--official-text",
-        action="store_true",
-        help="split captions as the authors' code does, to compare with its figures",
+        "model", help=f"{MODEL_HELP}; for published benchmarks also hf:FOLDER, open_clip:ARCH:FILE"
     )
+    evaluate.add_argument(
+        "--bench",
+        action="append",
+        required=True,
+        metavar="NAME=URI",
+        help="scenes or retrieval with a data set, or a published one with the folder of its files",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        action="append",
+        choices=("official", "clean"),
+        help="official: captions split as the authors' code does; clean: whole (default: both for "
+        "published benchmarks, clean for data sets)",
+    )
+    evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
+    published = evaluate.add_argument_group("published benchmarks (docs/evaluation.md)")
+    published.add_argument(
+        "--context", type=int, metavar="TOKENS", help="read so many; default 128 and 512"
+    )
+    published.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
+    published.add_argument("--partial", action="store_true", help="take what is there of them")
+    published.add_argument("--workers", type=int, default=0, help="Ray workers; default: none")
+    published.add_argument("--cache", default="", metavar="URI", help="where features are kept")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run=_eval)
 
@@ -151,22 +169,67 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from lotlip.evaluate.published.suite import PUBLISHED
+    from lotlip_platform.evaluate import check_benchmarks
+
+    benches = benches_of(arguments.bench)
+    check_benchmarks(benches, also=PUBLISHED)
+    published = {name: uri for name, uri in benches.items() if name in PUBLISHED}
+    if published and len(published) < len(benches):
+        other = next(name for name in benches if name not in published)
+        raise ConfigError(
+            f"--bench {other} is a data set, {next(iter(published))} a published benchmark: "
+            "evaluate them one after the other"
+        )
+    (_eval_published if published else _eval_data_sets)(arguments, benches)
+
+
+def _eval_data_sets(arguments: argparse.Namespace, benches: Mapping[str, str]) -> None:
     from lotlip_platform.evaluate import evaluate, table
 
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
-    reports = evaluate(
-        arguments.model,
-        benches_of(arguments.bench),
-        num_samples=arguments.samples,
-        official_text=arguments.official_text,
-    )
+    reports = []
+    for protocol in arguments.protocol or ["clean"]:
+        reports += evaluate(
+            arguments.model,
+            benches,
+            num_samples=arguments.samples,
+            official_text=protocol == "official",
+        )
     if arguments.json:
         print(json.dumps([_as_json(report) for report in reports], indent=1))
         return
     for report in reports:
         print(f"{report.benchmark}, {report.num_samples} samples, 95% intervals")
         print(table({arguments.model: report.metrics}))
+
+
+def _eval_published(arguments: argparse.Namespace, benches: Mapping[str, str]) -> None:
+    from lotlip.evaluate.published.suite import PROTOCOLS
+    from lotlip_platform.eval_suite import SuiteConfig, evaluate_suite
+    from lotlip_platform.eval_table import report_text
+    from lotlip_platform.progress import Bars, say
+
+    protocols = [PROTOCOLS[name] for name in arguments.protocol or PROTOCOLS]
+    if arguments.context is not None:
+        protocols = [replace(one, context_length=arguments.context) for one in protocols]
+    config = SuiteConfig(
+        model=arguments.model,
+        benches=benches,
+        protocols=protocols,
+        partial=arguments.partial,
+        against=arguments.against,
+        cache=arguments.cache,
+        num_workers=arguments.workers,
+    )
+    with closing(Bars()) as bars:
+        suite = evaluate_suite(config, bars.show, say)
+    if arguments.json:
+        print(json.dumps(suite.as_json(), indent=1))
+        return
+    print(report_text(suite.models, suite.differences))
+    print(f"run {suite.run_id or 'not yet'}")
 
 
 def benches_of(given: Sequence[str]) -> dict[str, str]:

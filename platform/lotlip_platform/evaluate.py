@@ -33,13 +33,12 @@ def evaluate(
     ]
 
 
-def check_benchmarks(names: Iterable[str]) -> None:
+def check_benchmarks(names: Iterable[str], also: Iterable[str] = ()) -> None:
     """Raises: ConfigError for one that there isn't."""
-    unknown = [name for name in names if name not in BENCHMARKS]
+    known = (*BENCHMARKS, *also)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(
-            f"there is no benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}"
-        )
+        raise ConfigError(f"there is no benchmark {unknown[0]}: choose from {', '.join(known)}")
 
 
 def evaluate_on(

@@ -70,6 +70,22 @@ def bar(title: str, unit: str) -> Iterator[Bar]:
         shown.close()
 
 
+class Bars:
+    """A bar for each kind of work, one after another."""
+
+    def __init__(self) -> None:
+        self._title, self._bar = "", Bar("", "")
+
+    def show(self, title: str, done: int, total: int) -> None:
+        if title != self._title:
+            self._bar.close()
+            self._title, self._bar = title, Bar(title, "item")
+        self._bar.show(done, total)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
 def preparing() -> dict[str, Bar]:
     """What a run may make before it trains, by the kind of event that tells of it."""
     return {"scenes": Bar("scenes", "sample"), "features": Bar("image features", "sample")}

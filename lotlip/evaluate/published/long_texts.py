@@ -1,0 +1,130 @@
+"""The long-text benchmarks as their authors publish them.
+
+`official` reads them as LoTLIP's own data loaders do (github.com/wuw2019/LoTLIP, dataloaders/).
+"""
+
+from __future__ import annotations
+
+import re
+
+from lotlip.captions import assemble_official
+from lotlip.evaluate.published.files import Files
+from lotlip.evaluate.published.sets import Pairs, StoredImages
+
+_ANNOTATION = re.compile(r"(?:^|/)annotations/[^/]+\.json$")
+_IIW_PARTS = {
+    "DOCCI_Test": ("docci", "images"),
+    "IIW-400": ("docci_aar", "images_aar"),
+    "DCI_Test": ("dci", "photos"),
+}
+"""The images' folder of each part: as LoTLIP's script copies them, and as their authors have it."""
+
+
+def dci(files: Files, official: bool) -> Pairs:
+    """Densely Captioned Images (Urbanek et al. 2024), all splits: short and extra caption."""
+    splits = files.json(files.find("splits.json"))
+    entries = [name for split in splits.values() for name in split]
+    names, texts = [], []
+    places = files.find_all([f"annotations/{name}" for name in entries], "annotation")
+    for place, entry in zip(places, files.jsons(places), strict=True):
+        short, extra = (
+            files.field(entry, f"{which}_caption", place) for which in ("short", "extra")
+        )
+        names.append(f"photos/{files.field(entry, 'image', place)}")
+        texts.append(f"{short}\n{extra}")
+    return _pairs(files, names, texts, official)
+
+
+def long_dci(files: Files, official: bool) -> Pairs:
+    """Long-DCI (Najdenkoska et al. 2025, TULIP): DCI's extra captions, without the short ones."""
+    places = sorted(place for place in files.versions if _ANNOTATION.search(place))
+    names, texts = [], []
+    for place, entry in zip(places, files.jsons(places), strict=True):
+        if text := files.field(entry, "extra_caption", place):
+            names.append(f"photos/{files.field(entry, 'image', place)}")
+            texts.append(text)
+    return _pairs(files, names, texts, official)
+
+
+def iiw(files: Files, official: bool) -> Pairs:
+    """ImageInWords (Garg et al. 2024): IIW-400, DCI-Test and DOCCI-Test."""
+    names, texts = [], []
+    for part, folders in _IIW_PARTS.items():
+        place = files.find(f"{part}/data.jsonl")
+        for entry in files.json_lines(place):
+            key = "image" if "image" in entry else "image/key"
+            name = str(files.field(entry, key, place))
+            name = name if ".jpg" in name else f"{name}.jpg"
+            names.append(_first_there(files, [f"{folder}/{name}" for folder in folders]))
+            texts.append(files.field(entry, "IIW", place))
+    return _pairs(files, names, texts, official)
+
+
+def docci(files: Files, official: bool) -> Pairs:
+    """DOCCI (Onoe et al. 2024), its test split."""
+    place = files.find("docci_descriptions.jsonlines")
+    entries = [e for e in files.json_lines(place) if files.field(e, "split", place) == "test"]
+    names = [f"images/{files.field(entry, 'image_file', place)}" for entry in entries]
+    texts = [files.field(entry, "description", place) for entry in entries]
+    return _pairs(files, names, texts, official)
+
+
+def sharegpt4v_1k(files: Files, official: bool) -> Pairs:
+    """The first thousand captions that ShareGPT4V (Chen et al. 2024) has for images of SA-1B."""
+    return _sharegpt4v(files, official, 1_000)
+
+
+def sharegpt4v_10k(files: Files, official: bool) -> Pairs:
+    """The first ten thousand of them."""
+    return _sharegpt4v(files, official, 10_000)
+
+
+def urban1k(files: Files, official: bool) -> Pairs:
+    """Urban-1k (Zhang et al. 2024, Long-CLIP); the authors read a caption's first line only."""
+    captions = sorted(
+        place
+        for place in files.versions
+        if place.endswith(".txt") and f"/{place}".rpartition("/")[0].endswith("/caption")
+    )
+    if not captions:
+        raise files.wrong(f"{files.store.uri} has no caption/*.txt")
+    names = [
+        "image/" + place.rpartition("/")[2].removesuffix(".txt") + ".jpg" for place in captions
+    ]
+    texts = [files.text(place) for place in captions]
+    if official:
+        texts = [text.split("\n", 1)[0] for text in texts]
+    return _pairs(files, names, texts, official)
+
+
+def _sharegpt4v(files: Files, official: bool, number: int) -> Pairs:
+    """The authors' file of ten thousand, or the whole of ShareGPT4V's."""
+    small, whole = "share4v_sam_10k.json", "share-captioner_coco_lcs_sam_1246k_1107.json"
+    place = files.find(small if files.has(small) or not files.has(whole) else whole)
+    names, texts = [], []
+    for entry in files.json(place)[:number]:
+        said = files.field(entry, "conversations", place)
+        if len(said) < 2:
+            raise files.wrong(f"{files.store.uri}/{place} has an entry without an answer")
+        # The folders of SA-1B differ between its copies, its file names don't.
+        names.append(str(files.field(entry, "image", place)).rpartition("/")[2])
+        texts.append(files.field(said[1], "value", place))
+    return _pairs(files, names, texts, official)
+
+
+def _first_there(files: Files, names: list[str]) -> str:
+    return next((name for name in names if files.has(name)), names[0])
+
+
+def _pairs(files: Files, names: list[str], texts: list[str], official: bool) -> Pairs:
+    """One text an image."""
+    if official:
+        texts = [assemble_official(text) for text in texts]
+    return Pairs(stored_images(files, names), texts, range(len(texts)))
+
+
+def stored_images(files: Files, names: list[str]) -> StoredImages:
+    """Images by their names. Raises: DataError if one is missing."""
+    places = files.find_all(names, "image")
+    versions = [files.versions[place] for place in places]
+    return StoredImages(files.store, places, [f"{one.num_bytes}.{one.tag}" for one in versions])

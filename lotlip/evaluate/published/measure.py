@@ -1,0 +1,158 @@
+"""What a model achieves on a published benchmark, of the features of its images and texts.
+
+Shape suffixes: N images, T texts, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lotlip.captions import split_sentences
+from lotlip.evaluate.published.sets import Labelled, Pairs
+from lotlip.evaluate.published.suite import Protocol
+from lotlip.evaluate.ranks import Right, ranks_both_ways, retrieval_ranks
+from lotlip.evaluate.retrieval import RECALL_AT, Answers, Interval, answers_at, median_rank
+from lotlip.evaluate.zero_shot import zero_shot_answers
+
+SENTENCES = 6
+"""Sentences that are tried one by one; 8 to 12 are in a long caption, the first tell most."""
+_WORDS = (0, 50, 100, 150, 200)
+"""Where buckets of captions begin, by their length in words: the same for all models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked of a model, and how."""
+
+    benchmark: str
+    protocol: Protocol
+    context_length: int
+    """Tokens of a text that this model read at most; see `Protocol.context_length`."""
+    num_images: int
+    num_texts: int
+    digest: str
+    """Of texts and names of images: two results with the same one are of the same questions."""
+    num_cut: int
+    """Texts that were longer than that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A model's answers to a benchmark under a protocol."""
+
+    asked: Asked
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    """By names such as `text_to_image_r1`."""
+    medians: Mapping[str, Interval] = field(default_factory=dict)
+    """Median ranks, 1 being the best, by names such as `text_to_image_median_rank`."""
+
+    @cached_property
+    def shares(self) -> dict[str, Interval]:
+        """Shares from 0 to 1 with their 95% intervals."""
+        return {name: answers.interval() for name, answers in self.answers.items()}
+
+
+def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
+    """A long benchmark's texts changed so as to show which of their sentences a model uses.
+
+    Source: the first sentence of a long caption tends to sum it up, and a model that goes by it
+    alone is short-sighted. `headless` lacks it, `moved` has it at the end, `sentence_2` is the
+    second one alone. A text that can't be changed so is left out: it is empty.
+    """
+    sentences = [split_sentences(text) for text in texts]
+    several = [of_text if len(of_text) > 1 else [] for of_text in sentences]
+    changed = {
+        "headless": [" ".join(of_text[1:]) for of_text in several],
+        "moved": [" ".join([*of_text[1:], *of_text[:1]]) for of_text in several],
+    }
+    for place in range(SENTENCES):
+        changed[f"sentence_{place + 1}"] = ["".join(s[place : place + 1]) for s in sentences]
+    return changed
+
+
+def retrieval(
+    pairs: Pairs, image_ND: Tensor, text_TD: Tensor, *, duplicates: bool, by_length: bool
+) -> tuple[dict[str, Answers], dict[str, Interval]]:
+    """Recall and median ranks both ways.
+
+    Args:
+        duplicates: an image that has an equal text is right for a text, too; otherwise only the one
+            it was written for, as the authors count.
+        by_length: tell recall by the length of the texts, too.
+    """
+    right = right_images(pairs, duplicates=duplicates)
+    to_image, to_text = ranks_both_ways(text_TD, image_ND, right)
+    of_image = np.asarray(pairs.image_of_T)
+    answers = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
+    answers |= {
+        f"text_to_image_r{k}": answers_at(to_image, k, clusters=of_image) for k in RECALL_AT
+    }
+    medians = {
+        "image_to_text_median_rank": median_rank(to_text.numpy()),
+        "text_to_image_median_rank": median_rank(to_image.numpy(), clusters=of_image),
+    }
+    if by_length:
+        lengths = np.array([len(text.split()) for text in pairs.texts])
+        for low, high in zip(_WORDS, [*_WORDS[1:], 0], strict=True):
+            chosen = (lengths >= low) & ((lengths < high) if high else True)
+            if chosen.any():
+                name = f"words_{low}_{high - 1}" if high else f"words_{low}_up"
+                hits = answers_at(to_image[torch.from_numpy(chosen)], 1, clusters=of_image[chosen])
+                answers[f"{name}_text_to_image_r1"] = hits
+    return answers, medians
+
+
+def variant_retrieval(
+    pairs: Pairs, variant: Sequence[str], image_ND: Tensor, text_PD: Tensor
+) -> Answers | None:
+    """Whether changed texts still find their images first; None if there is none of them.
+
+    `text_PD` are the features of those that are not empty, in their order.
+    """
+    there = [place for place, text in enumerate(variant) if text]
+    if not there:
+        return None
+    changed = Pairs(pairs.images, [variant[i] for i in there], [pairs.image_of_T[i] for i in there])
+    ranks = retrieval_ranks(text_PD, image_ND, right_images(changed, duplicates=True))
+    return answers_at(ranks, 1, clusters=np.asarray(changed.image_of_T))
+
+
+def classification(
+    labelled: Labelled, image_ND: Tensor, classifier_CD: Tensor
+) -> dict[str, Answers]:
+    """Accuracy `top1` and `top5`."""
+    return zero_shot_answers(image_ND, classifier_CD, torch.tensor([*labelled.labels]))
+
+
+def right_images(pairs: Pairs, *, duplicates: bool) -> Right:
+    """Which images are right for each text."""
+    of_image = torch.tensor([*pairs.image_of_T])
+    num_images = len(pairs.images.names)
+    if not duplicates:
+        return of_image, torch.arange(num_images)
+    with_text: dict[str, list[int]] = {}
+    for text, image in zip(pairs.texts, pairs.image_of_T, strict=True):
+        with_text.setdefault(_normal(text), []).append(image)
+    images = [with_text[_normal(text)] for text in pairs.texts]
+    return _mask_of(images, num_images)
+
+
+def _mask_of(images: Sequence[Sequence[int]], num_images: int) -> Callable[[int, int], Tensor]:
+    def mask(start: int, stop: int) -> Tensor:
+        rows = images[start:stop]
+        right = torch.zeros(len(rows), num_images, dtype=torch.bool)
+        row = [number for number, of_text in enumerate(rows) for _ in of_text]
+        right[row, [image for of_text in rows for image in of_text]] = True
+        return right
+
+    return mask
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,119 @@
+"""What a published benchmark asks: pairs of images and texts, or images of classes.
+
+Shape suffixes: N images, T texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from lotlip.data.store import Store
+
+
+class Images(Protocol):
+    """The images of a benchmark, read one by one."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What errors call them, [N]."""
+        ...
+
+    @property
+    def versions(self) -> Sequence[str]:
+        """What tells the contents of each, old and new, apart, [N]."""
+        ...
+
+    def read(self, place: int) -> bytes:
+        """One as a file holds it. Raises: DataError."""
+        ...
+
+    def part(self, start: int, stop: int) -> Images:
+        """Some of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images that are files."""
+
+    store: Store
+    names: Sequence[str]
+    versions: Sequence[str]
+
+    def read(self, place: int) -> bytes:
+        return self.store.read(self.names[place])
+
+    def part(self, start: int, stop: int) -> StoredImages:
+        return StoredImages(self.store, self.names[start:stop], self.versions[start:stop])
+
+
+@dataclass(frozen=True)
+class PixelImages:
+    """Images that lie in one array, uint8 [N, H, W, 3]."""
+
+    name: str
+    pixels_NHWC: np.ndarray
+    first: int = 0
+    """The place of its first image in the whole."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        places = range(self.first, self.first + len(self.pixels_NHWC))
+        return [f"{self.name}, image {place}" for place in places]
+
+    @property
+    def versions(self) -> Sequence[str]:
+        return [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in self.pixels_NHWC]
+
+    def read(self, place: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels_NHWC[place]).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    def part(self, start: int, stop: int) -> PixelImages:
+        return PixelImages(self.name, self.pixels_NHWC[start:stop], self.first + start)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images, and texts that describe them."""
+
+    images: Images
+    texts: Sequence[str]
+    """As the protocol has them, [T]."""
+    image_of_T: Sequence[int]
+    """Which image each text was written for."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of texts and of the images' names: equal where the same was asked."""
+        return _digest([*self.images.names], [*self.texts], [*self.image_of_T])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images of classes, and the prompts that name them."""
+
+    images: Images
+    labels: Sequence[int]
+    """Which class each image is of, [N]."""
+    prompts: Sequence[Sequence[str]]
+    """Of each class, equally many."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of prompts, labels and the images' names."""
+        return _digest([*self.images.names], [*self.labels], [list(p) for p in self.prompts])
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()

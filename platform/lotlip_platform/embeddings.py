@@ -1,0 +1,239 @@
+"""Features of a benchmark's images and texts: made piece by piece, kept, and not made again.
+
+CACHE/WEIGHTS/PIECE.npz             features of a piece, named by all that they depend on
+
+A piece that is written is whole: an evaluation that was ended goes on behind the last one, and
+another benchmark or protocol that asks the same of the same weights finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lotlip.data.store import Store
+from lotlip.errors import ClusterError, DataError
+from lotlip.evaluate.encoders import Encoder
+from lotlip.evaluate.published.sets import Images
+from lotlip.evaluate.zero_shot import classifier
+from lotlip_platform.eval_models import encoder_of
+from lotlip_platform.storage import open_store
+
+_IMAGES, _TEXTS, _CLASSES = 500, 2000, 20
+"""In a piece; of classes each has up to 80 prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How texts are read: as of `Encoder.embed_texts`."""
+
+    context_length: int
+    official: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What is embedded, and kept, together."""
+
+    name: str
+    size: int
+    """Images, texts or classes."""
+    images: Images | None = None
+    texts: Sequence[str] = ()
+    prompts: Sequence[Sequence[str]] = ()
+    """Of classes; each becomes one feature."""
+    reading: Reading | None = None
+
+
+Embed = Callable[[Sequence[Piece]], Iterator[int]]
+"""Embeds pieces and keeps them; the size of each, as they get ready."""
+Told = Callable[[int, int], None]
+"""Gets how many of how many are embedded."""
+
+
+def image_pieces(images: Images) -> list[Piece]:
+    parts = [images.part(start, start + _IMAGES) for start in range(0, len(images.names), _IMAGES)]
+    return [
+        Piece(
+            name=_name("images", [*part.names], [*part.versions]), size=len(part.names), images=part
+        )
+        for part in parts
+    ]
+
+
+def text_pieces(texts: Sequence[str], reading: Reading) -> list[Piece]:
+    parts = [list(texts[start : start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
+    return [
+        Piece(
+            name=_name("texts", part, *_how(reading)), size=len(part), texts=part, reading=reading
+        )
+        for part in parts
+    ]
+
+
+def class_pieces(prompts: Sequence[Sequence[str]], reading: Reading) -> list[Piece]:
+    parts = [
+        [list(one) for one in prompts[start : start + _CLASSES]]
+        for start in range(0, len(prompts), _CLASSES)
+    ]
+    return [
+        Piece(
+            name=_name("classes", part, *_how(reading)),
+            size=len(part),
+            prompts=part,
+            reading=reading,
+        )
+        for part in parts
+    ]
+
+
+class FeatureCache:
+    """The features of one model."""
+
+    def __init__(self, store: Store, digest: str, embed: Embed) -> None:
+        self._store, self._embed = store.at(digest), embed
+
+    def features(self, pieces: Sequence[Piece], told: Told) -> tuple[Tensor, int]:
+        """Of all pieces in their order, [N, D], and how many texts were cut.
+
+        Raises: LotlipError; what was embedded by then is kept.
+        """
+        there = set(self._store.list())
+        missing = [piece for piece in pieces if f"{piece.name}.npz" not in there]
+        total = sum(piece.size for piece in pieces)
+        done = total - sum(piece.size for piece in missing)
+        told(done, total)
+        for size in self._embed(missing) if missing else ():
+            done += size
+            told(done, total)
+        found = [self._read(piece) for piece in pieces]
+        return torch.cat([features for features, _ in found]), sum(cut for _, cut in found)
+
+    def _read(self, piece: Piece) -> tuple[Tensor, int]:
+        name = f"{piece.name}.npz"
+        try:
+            with np.load(io.BytesIO(self._store.read(name)), allow_pickle=False) as kept:
+                return torch.from_numpy(kept["features"]), int(kept["num_cut"])
+        except (ValueError, KeyError, OSError, EOFError) as error:
+            raise DataError(
+                f"{self._store.uri}/{name} is damaged ({error}): remove it, and run again"
+            ) from error
+
+
+def embed_here(encoder: Encoder, store: Store) -> Embed:
+    """By a model in this process."""
+
+    def embed(pieces: Sequence[Piece]) -> Iterator[int]:
+        for piece in pieces:
+            keep(encoder, store.at(encoder.digest), piece)
+            yield piece.size
+
+    return embed
+
+
+def keep(encoder: Encoder, store: Store, piece: Piece) -> None:
+    """Embed a piece and write it to the store of these weights. Raises: DataError."""
+    features, num_cut = _embedded(encoder, piece)
+    if not features.isfinite().all():
+        raise DataError("a feature is not finite: look at the model")
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features.numpy(), num_cut=num_cut)
+    store.write(f"{piece.name}.npz", buffer.getvalue())
+
+
+def embed_on_ray(model: str, digest: str, store: Store, num_workers: int) -> Embed:
+    """By `num_workers` workers of the cluster, on GPUs where it has them; Ray is connected."""
+    import ray
+
+    from lotlip_platform.cluster import store_environment
+    from lotlip_platform.ray_data import Unseen, quiet_ray_data, results
+
+    environment = Unseen(store_environment())
+
+    def embed(pieces: Sequence[Piece]) -> Iterator[int]:
+        quiet_ray_data()
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
+        rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+        pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _EncoderActor,
+            fn_constructor_args=(model, digest, store.uri, environment),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(num_workers, len(rows)), max_tasks_in_flight_per_actor=1
+            ),
+            num_gpus=gpus,
+        )
+        for text in results(pool):
+            yield json.loads(text)
+
+    return embed
+
+
+class _EncoderActor:
+    """Embeds pieces, one after another, with a model that it keeps."""
+
+    def __init__(self, model: str, digest: str, store: str, environment: Any) -> None:
+        os.environ.update(environment.values)
+        self._model, self._digest = model, digest
+        self._store = open_store(store).at(digest)
+        self._encoder: Encoder | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        from lotlip_platform.ray_data import result_of
+
+        piece: Piece = pickle.loads(batch["piece"][0])  # noqa: S301 - our own
+        return result_of(lambda: json.dumps(self._keep(piece)))
+
+    def _keep(self, piece: Piece) -> int:
+        if self._encoder is None:
+            encoder = encoder_of(self._model)
+            if encoder.digest != self._digest:
+                raise ClusterError(
+                    f"{self._model} is another model on the workers: an alias that moved, or a "
+                    "folder that they see differently; give a version, or an s3:// address"
+                )
+            self._encoder = encoder
+        keep(self._encoder, self._store, piece)
+        return piece.size
+
+
+def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, int]:
+    if piece.images is not None:
+        names = piece.images.names
+        encoded = [piece.images.read(place) for place in range(len(names))]
+        return encoder.embed_images(encoded, names), 0
+    assert piece.reading is not None, "texts are read in some way"
+    how: dict[str, Any] = {
+        "context_length": piece.reading.context_length,
+        "official": piece.reading.official,
+    }
+    if piece.texts:
+        return encoder.embed_texts(piece.texts, **how)
+    num_cut = 0
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        nonlocal num_cut
+        features, cut = encoder.embed_texts(texts, **how)
+        num_cut += cut
+        return features
+
+    return classifier(encode, piece.prompts), num_cut
+
+
+def _how(reading: Reading) -> tuple[object, ...]:
+    return reading.context_length, reading.official
+
+
+def _name(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,95 @@
+"""Recall of several captions an image, with ties and duplicates, against counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lotlip.data.store import FolderStore
+from lotlip.errors import DataError
+from lotlip.evaluate.published.measure import retrieval
+from lotlip.evaluate.published.sets import Pairs, StoredImages
+from lotlip.evaluate.retrieval import RECALL_AT, median_rank
+
+WORDS = ("a castle", "a boat", "two trees", "a cat")
+
+
+@st.composite
+def benchmarks(draw: st.DrawFn) -> tuple[Pairs, torch.Tensor, torch.Tensor]:
+    """A few images with one to three captions each; small whole numbers tie often."""
+    num_images = draw(st.integers(1, 6))
+    of_image = [image for image in range(num_images) for _ in range(draw(st.integers(1, 3)))]
+    texts = [draw(st.sampled_from(WORDS)) for _ in of_image]
+    numbers = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
+    image_ND = torch.tensor([draw(numbers) for _ in range(num_images)]).float()
+    text_TD = torch.tensor([draw(numbers) for _ in of_image]).float()
+    names = [str(image) for image in range(num_images)]
+    return Pairs(StoredImages(FolderStore("."), names, names), texts, of_image), image_ND, text_TD
+
+
+@settings(max_examples=200, deadline=None)
+@given(benchmarks(), st.booleans())
+def test_recall_is_that_of_counting_by_hand(
+    benchmark: tuple[Pairs, torch.Tensor, torch.Tensor], duplicates: bool
+):
+    pairs, image_ND, text_TD = benchmark
+    scores = (text_TD @ image_ND.T).tolist()
+    num_images, num_texts = len(image_ND), len(text_TD)
+
+    def is_right(text: int, image: int) -> bool:
+        own = [t for t in range(num_texts) if pairs.image_of_T[t] == image]
+        if duplicates:
+            return any(pairs.texts[t] == pairs.texts[text] for t in own)
+        return text in own
+
+    def rank(of_right: list[float], of_wrong: list[float]) -> int:
+        return 1 + sum(score >= max(of_right) for score in of_wrong)
+
+    to_image, to_text = [], []
+    for t in range(num_texts):
+        right = [scores[t][i] for i in range(num_images) if is_right(t, i)]
+        wrong = [scores[t][i] for i in range(num_images) if not is_right(t, i)]
+        to_image.append(rank(right, wrong))
+    for i in range(num_images):
+        right = [scores[t][i] for t in range(num_texts) if is_right(t, i)]
+        wrong = [scores[t][i] for t in range(num_texts) if not is_right(t, i)]
+        to_text.append(rank(right, wrong))
+
+    answers, medians = retrieval(pairs, image_ND, text_TD, duplicates=duplicates, by_length=True)
+    for k in RECALL_AT:
+        for name, ranks in (("text_to_image", to_image), ("image_to_text", to_text)):
+            assert answers[f"{name}_r{k}"].hits_Q.tolist() == [rank <= k for rank in ranks]
+    assert medians["text_to_image_median_rank"].value == sorted(to_image)[(num_texts - 1) // 2]
+    assert answers["words_0_49_text_to_image_r1"].hits_Q.tolist() == [r <= 1 for r in to_image]
+
+
+def test_captions_are_told_apart_by_their_length():
+    texts = ["word " * number for number in (1, 49, 50, 199, 200, 999)]
+    names = [str(n) for n in range(6)]
+    pairs = Pairs(StoredImages(FolderStore("."), names, names), texts, range(6))
+    features = torch.eye(6)
+    features[3] = 1 / 6**0.5  # that of 199 words says nothing
+    answers, _ = retrieval(pairs, torch.eye(6), features, duplicates=True, by_length=True)
+    found = {n: a.hits_Q.tolist() for n, a in answers.items() if n.startswith("words")}
+    assert found == {
+        "words_0_49_text_to_image_r1": [1, 1],
+        "words_50_99_text_to_image_r1": [1],
+        "words_150_199_text_to_image_r1": [0],
+        "words_200_up_text_to_image_r1": [1, 1],
+    }
+
+
+def test_the_interval_of_a_median_holds_what_resampling_gives():
+    ranks = np.array([1] * 60 + [5] * 40)
+    assert median_rank(ranks).value == 1
+    wide = median_rank(np.array([1, 2, 3, 4, 100]))
+    assert (wide.value, wide.low, wide.high) == (3, 1, 100)
+    together = median_rank(np.repeat([1, 9], 50), clusters=np.repeat([0, 1], 50))
+    apart = median_rank(np.repeat([1, 9], 50))
+    assert (together.low, together.high) == (1, 9)
+    assert apart.value == 1
+    with pytest.raises(DataError, match="one or more ranks"):
+        median_rank(np.array([]))
