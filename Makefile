@@ -38,7 +38,7 @@ test: $(INSTALLED) $(KUSTOMIZE) ## what a change must pass
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test            ## the longer tests, too
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(INSTALLED)       ## style, types, layers
 	$(BIN)/ruff check .

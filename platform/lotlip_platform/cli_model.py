@@ -1,4 +1,5 @@
-"""The verbs `precompute`, `train`, `profile`, `eval`, `search` and `convert-official`."""
+"""The verbs `precompute`, `train`, `profile`, `eval`, `search`, `attention` and
+`convert-official`."""
 
 from __future__ import annotations
 
@@ -81,6 +82,16 @@ def add_verbs(verbs: Any) -> None:
     search.add_argument("--out", type=Path, default=Path("search.png"), metavar="PNG")
     search.add_argument("--json", action="store_true")
     search.set_defaults(run=_search)
+
+    attention = verbs.add_parser(
+        "attention", help="show which words of a caption the corner tokens look at"
+    )
+    attention.add_argument("model", help=MODEL_HELP)
+    attention.add_argument("--text", required=True, help="the caption")
+    attention.add_argument(
+        "--out", type=Path, default=Path("attention.png"), metavar="FILE", help=".png or .html"
+    )
+    attention.set_defaults(run=_attention)
 
     convert = verbs.add_parser(
         "convert-official", help="turn the authors' model.pt into an export folder"
@@ -283,6 +294,23 @@ def _search(arguments: argparse.Namespace) -> None:
     else:
         print(match_table(matches))
     write_out(arguments.out, sheet)
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    if arguments.out.suffix not in (".png", ".html"):
+        raise ConfigError(f"--out {arguments.out} must end in .png or .html")
+    if not arguments.text.strip():
+        raise ConfigError("--text is empty: give a caption")
+    from lotlip.evaluate.attention_view import attention_figure, view_attention
+    from lotlip_platform.attention_page import attention_page
+    from lotlip_platform.cli_data import write_out
+    from lotlip_platform.registry import fetch
+
+    view = view_attention(fetch(arguments.model), arguments.text)
+    if arguments.out.suffix == ".html":
+        write_out(arguments.out, attention_page(view).encode(), "page")
+    else:
+        write_out(arguments.out, attention_figure(view))
 
 
 def _convert(arguments: argparse.Namespace) -> None:

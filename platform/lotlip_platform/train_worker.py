@@ -17,7 +17,14 @@ from lotlip import distributed, export
 from lotlip.data.manifest import read_manifest
 from lotlip.data.pipeline import Source
 from lotlip.errors import CheckpointError, ConfigError
-from lotlip.evaluate.benchmarks import Benchmark, Report, read_benchmark, retrieval_figure
+from lotlip.evaluate.attention_view import attention_figure, view_attention
+from lotlip.evaluate.benchmarks import (
+    Benchmark,
+    Report,
+    long_caption,
+    read_benchmark,
+    retrieval_figure,
+)
 from lotlip.model import LoTLIP
 from lotlip.model.pretrained import build
 from lotlip.tokenizer import Tokenizer
@@ -26,6 +33,7 @@ from lotlip.train.flops import peak_flops
 from lotlip.train.loop import Step, train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
+from lotlip_platform.attention_page import attention_page
 from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
@@ -227,8 +235,14 @@ class _Worker:
             values = {f"{of}/{name}": interval.value for name, interval in report.metrics.items()}
             self._records.measured(step, values)
             if step == config.train.num_steps:
-                figure = retrieval_figure(features, benchmark.samples)
-                self._send({"kind": "file", "name": "figures/retrieval.png", "content": figure})
+                view = view_attention(self._state.model, long_caption(benchmark.samples[0]))
+                pictures = {
+                    "retrieval.png": retrieval_figure(features, benchmark.samples),
+                    "attention.png": attention_figure(view),
+                    "attention.html": attention_page(view).encode(),
+                }
+                for name, content in pictures.items():
+                    self._send({"kind": "file", "name": f"figures/{name}", "content": content})
         return report
 
     def _best_by(self, report: Report) -> float | None:

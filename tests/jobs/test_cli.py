@@ -32,7 +32,7 @@ from lotlip_platform.storage import ensure_bucket
 LOTLIP = Path(sys.executable).parent / "lotlip"
 TEXT = ("--text", "A red castle. Two birds are above it.")
 VERBS = (
-    *("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search"),
+    *("doctor", "up", "down", "ui", "demo", "data", "train", "eval", "search", "attention"),
     *("convert-official", "trace", "track"),
 )
 ACTIONS = (("data", "scenes"), ("data", "check"), ("track", "sync"), ("track", "reconcile"))
@@ -636,6 +636,18 @@ def test_data_eval_and_search_work_end_to_end(
     assert main(["search", str(model_folder), data, *TEXT, "--hits", "3"]) == 0
     assert "score" in capsys.readouterr().out
     assert Path("search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_corner_tokens_look_at_is_drawn(model_folder: Path, fails: Fails) -> None:
+    look = ["attention", str(model_folder), *TEXT]
+    assert main(look) == 0
+    assert Path("attention.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*look, "--out", "a.html"]) == 0
+    page = Path("a.html").read_text()
+    assert page.count("<h2>") == 4, "[CLS], two corner tokens, the cosines"
+    assert ">castle</span>" in page
+    assert "must end in .png or .html" in fails(*look, "--out", "a.pdf")
+    assert "--text is empty" in fails("attention", model_folder, "--text", " ")
 
 
 def test_a_data_set_can_be_checked_and_shown(

@@ -25,7 +25,6 @@ from lotlip_platform.cli import main
 from lotlip_platform.eval_models import encoder_of
 from lotlip_platform.eval_suite import EXPERIMENT, SuiteConfig, evaluate_suite
 from lotlip_platform.eval_table import report_text
-from lotlip_platform.local_services import local_tracking_uri
 from lotlip_platform.storage import ensure_bucket, open_store
 
 
@@ -48,7 +47,7 @@ def quiet(text: str) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path, model_folder: Path) -> SuiteConfig:
+def config(tmp_path: Path, model_folder: Path, mlflow_server: str) -> SuiteConfig:
     make_dci(tmp_path / "files")
     make_karpathy(tmp_path / "files", coco=False)
     make_cifar(tmp_path / "cifar", fine=False)
@@ -62,6 +61,7 @@ def config(tmp_path: Path, model_folder: Path) -> SuiteConfig:
         protocols=list(PROTOCOLS.values()),
         partial=True,
         cache=str(tmp_path / "cache"),
+        tracking_uri=mlflow_server,
     )
 
 
@@ -86,7 +86,7 @@ def test_benchmarks_are_answered_told_and_recorded(config: SuiteConfig, model_fo
     assert "* of DCI 12 images of 7,805 were there" in table
     assert "README of github.com/wuw2019/LoTLIP at ac95a8d, 2024-11-26" in table
 
-    client = mlflow.MlflowClient(local_tracking_uri())
+    client = mlflow.MlflowClient(config.tracking_uri)
     run = client.get_run(suite.run_id)
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == EXPERIMENT

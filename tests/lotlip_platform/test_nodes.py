@@ -22,13 +22,14 @@ from lotlip_platform.train import train
 from lotlip_platform.train_config import TrainConfig
 
 pytestmark = pytest.mark.slow
+HEAD = {"num_cpus": 0, "include_dashboard": False}
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head, where the driver is, and three nodes with a CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
     for _ in range(3):
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
@@ -101,7 +102,7 @@ def test_a_run_leaves_a_node_that_is_drained_and_loses_nothing(cluster: Cluster,
 def test_a_run_takes_the_machines_that_come_and_goes_on_without_those_that_die(
     tmp_path: Path,
 ):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD)
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False)

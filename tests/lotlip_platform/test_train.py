@@ -144,7 +144,10 @@ def test_a_run_ends_as_a_registered_model_with_its_whole_story_in_mlflow(
     recall = client.get_metric_history(result.run_id, "eval/scenes/long_text_to_image_r1")
     assert [point.step for point in recall] == [4, 8]
     artifacts = {item.path for item in client.list_artifacts(result.run_id, "figures")}
-    assert artifacts == {"figures/curves.png", "figures/retrieval.png"}
+    assert artifacts == {
+        *("figures/curves.png", "figures/retrieval.png"),
+        *("figures/attention.html", "figures/attention.png"),
+    }
     assert client.get_model_version_by_alias("lotlip", "candidate").run_id == result.run_id
     names = {path.name for path in (tmp_path / "tiny" / "checkpoints").iterdir()}
     assert names >= {"step-00000006", "step-00000008"}
