@@ -103,19 +103,29 @@ class FeatureCache:
     def __init__(self, store: Store, digest: str, embed: Embed) -> None:
         self._store, self._embed = store.at(digest), embed
 
-    def features(self, pieces: Sequence[Piece], told: Told) -> tuple[Tensor, int]:
-        """Of all pieces in their order, [N, D], and how many texts were cut.
-
-        Raises: LotlipError; what was embedded by then is kept.
-        """
+    def embed(self, pieces: Sequence[Piece], told: Told) -> None:
+        """Those that aren't there yet. Raises: LotlipError; what was embedded by then is kept."""
+        wanted = {piece.name: piece for piece in pieces}
         there = set(self._store.list())
-        missing = [piece for piece in pieces if f"{piece.name}.npz" not in there]
-        total = sum(piece.size for piece in pieces)
+        missing = [piece for name, piece in wanted.items() if f"{name}.npz" not in there]
+        total = sum(piece.size for piece in wanted.values())
         done = total - sum(piece.size for piece in missing)
         told(done, total)
         for size in self._embed(missing) if missing else ():
             done += size
             told(done, total)
+        there = set(self._store.list())
+        if lost := [piece.name for piece in missing if f"{piece.name}.npz" not in there]:
+            raise DataError(
+                f"{self._store.uri} lacks {len(lost)} pieces after writing: with Ray on several "
+                "machines give --cache s3://... or a folder that all of them see"
+            )
+
+    def features(self, pieces: Sequence[Piece]) -> tuple[Tensor, int]:
+        """Of pieces that are there, in their order, [N, D], and how many texts were cut.
+
+        Raises: DataError if one is damaged.
+        """
         found = [self._read(piece) for piece in pieces]
         return torch.cat([features for features, _ in found]), sum(cut for _, cut in found)
 

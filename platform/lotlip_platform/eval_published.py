@@ -1,12 +1,10 @@
-"""A model on a published benchmark under a protocol."""
+"""A published benchmark as a question to a model: what is embedded, and what comes of that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from lotlip.evaluate.encoders import Encoder
 from lotlip.evaluate.published.measure import (
     Asked,
     Result,
@@ -27,79 +25,88 @@ from lotlip_platform.embeddings import (
     text_pieces,
 )
 
-Told = Callable[[str, int, int], None]
-"""Gets what is embedded, and how many of how many are."""
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A benchmark under a protocol, for a model that reads so many tokens."""
+
+    benchmark: str
+    protocol: Protocol
+    context_length: int
+    found: Pairs | Labelled
+    images: Sequence[Piece]
+    texts: Sequence[Piece]
+    """Or classes."""
+    variants: Mapping[str, tuple[Sequence[str], Sequence[Piece]]] = field(default_factory=dict)
+    """Changed texts of a long benchmark, and those of them that are not empty."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """All that is to be embedded."""
+        yield from self.images
+        yield from self.texts
+        for _, pieces in self.variants.values():
+            yield from pieces
 
 
-def answer(
-    encoder: Encoder,
-    cache: FeatureCache,
-    found: Pairs | Labelled,
-    benchmark: str,
-    protocol: Protocol,
-    told: Told,
-) -> Result:
-    """Put a model to a benchmark that was read for this protocol. Raises: LotlipError.
-
-    Beside the features of the images and the texts one kind of changed texts is in memory.
-    """
-    context = min(protocol.context_length, encoder.longest_text)
-    reading = Reading(context_length=context, official=protocol.official)
-    questions = _Questions(cache, reading, f"{benchmark}, {protocol.name}", told)
+def question(
+    found: Pairs | Labelled, benchmark: str, protocol: Protocol, longest_text: int
+) -> Question:
+    """Of a benchmark that was read for this protocol."""
+    context_length = min(protocol.context_length, longest_text)
+    reading = Reading(context_length=context_length, official=protocol.official)
+    variants = {}
     if isinstance(found, Pairs):
-        answers, medians, num_cut = _retrieval(found, questions, benchmark, protocol)
-        num_texts = len(found.texts)
+        texts = text_pieces(found.texts, reading)
+        if PUBLISHED[benchmark].kind == "long" and not protocol.official:
+            variants = {
+                name: (changed, text_pieces([text for text in changed if text], reading))
+                for name, changed in variants_of(found.texts).items()
+                if any(changed)
+            }
     else:
-        answers, num_cut = _classification(found, questions)
-        medians, num_texts = {}, len(found.prompts)
-    asked = Asked(
+        texts = class_pieces(found.prompts, reading)
+    return Question(
         benchmark=benchmark,
         protocol=protocol,
-        context_length=context,
+        context_length=context_length,
+        found=found,
+        images=image_pieces(found.images),
+        texts=texts,
+        variants=variants,
+    )
+
+
+def answer(cache: FeatureCache, asked: Question) -> Result:
+    """Of features that are there. Raises: DataError.
+
+    Beside those of the images and the texts one kind of changed texts is in memory.
+    """
+    found = asked.found
+    answers: dict[str, Answers] = {}
+    medians: dict[str, Interval] = {}
+    image_ND, _ = cache.features(asked.images)
+    text_TD, num_cut = cache.features(asked.texts)
+    if isinstance(found, Pairs):
+        answers, medians = retrieval(
+            found,
+            image_ND,
+            text_TD,
+            duplicates=not asked.protocol.official,
+            by_length=PUBLISHED[asked.benchmark].kind == "long",
+        )
+        for name, (changed, pieces) in asked.variants.items():
+            text_PD, _ = cache.features(pieces)
+            hits = variant_retrieval(found, changed, image_ND, text_PD)
+            answers[f"{name}_text_to_image_r1"] = hits
+    else:
+        answers = classification(found, image_ND, text_TD)
+    about = Asked(
+        benchmark=asked.benchmark,
+        protocol=asked.protocol,
+        context_length=asked.context_length,
         num_images=len(found.images.names),
-        num_texts=num_texts,
+        num_texts=len(found.texts if isinstance(found, Pairs) else found.prompts),
         digest=found.digest,
         num_cut=num_cut,
     )
-    return Result(asked=asked, answers=answers, medians=medians)
-
-
-class _Questions:
-    """Features for one benchmark, with what is told of their making."""
-
-    def __init__(self, cache: FeatureCache, reading: Reading, title: str, told: Told) -> None:
-        self._cache, self.reading, self._title, self._told = cache, reading, title, told
-
-    def features(self, pieces: list[Piece], what: str) -> tuple[Tensor, int]:
-        """See `FeatureCache.features`."""
-        return self._cache.features(
-            pieces, lambda done, total: self._told(f"{self._title}: {what}", done, total)
-        )
-
-
-def _retrieval(
-    pairs: Pairs, questions: _Questions, benchmark: str, protocol: Protocol
-) -> tuple[dict[str, Answers], dict[str, Interval], int]:
-    is_long = PUBLISHED[benchmark].kind == "long"
-    image_ND, _ = questions.features(image_pieces(pairs.images), "images")
-    text_TD, num_cut = questions.features(text_pieces(pairs.texts, questions.reading), "texts")
-    answers, medians = retrieval(
-        pairs, image_ND, text_TD, duplicates=not protocol.official, by_length=is_long
-    )
-    if is_long and not protocol.official:
-        for name, texts in variants_of(pairs.texts).items():
-            there = [text for text in texts if text]
-            if not there:
-                continue
-            text_PD, _ = questions.features(text_pieces(there, questions.reading), name)
-            found = variant_retrieval(pairs, texts, image_ND, text_PD)
-            if found is not None:
-                answers[f"{name}_text_to_image_r1"] = found
-    return answers, medians, num_cut
-
-
-def _classification(labelled: Labelled, questions: _Questions) -> tuple[dict[str, Answers], int]:
-    image_ND, _ = questions.features(image_pieces(labelled.images), "images")
-    prompts = class_pieces(labelled.prompts, questions.reading)
-    classifier_CD, num_cut = questions.features(prompts, "classes")
-    return classification(labelled, image_ND, classifier_CD), num_cut
+    return Result(asked=about, answers=answers, medians=medians)

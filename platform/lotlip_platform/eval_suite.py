@@ -20,7 +20,7 @@ from lotlip_platform import tracking
 from lotlip_platform.cluster import connected
 from lotlip_platform.embeddings import FeatureCache, embed_here, embed_on_ray
 from lotlip_platform.eval_models import encoder_of
-from lotlip_platform.eval_published import Told, answer
+from lotlip_platform.eval_published import answer, question
 from lotlip_platform.eval_table import report_markdown
 from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
@@ -30,6 +30,8 @@ from lotlip_platform.tracked_run import TrackedRun, open_run
 
 EXPERIMENT = "evaluations"
 Asked = Mapping[tuple[str, Protocol], Pairs | Labelled]
+Told = Callable[[str, int, int], None]
+"""Gets a model, and how many of how many images and texts it has embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +139,13 @@ def _evaluated(
         else embed_here(encoder, store)
     )
     cache = FeatureCache(store, encoder.digest, embed)
-    results = [
-        answer(encoder, cache, found, benchmark, protocol, told)
+    questions = [
+        question(found, benchmark, protocol, encoder.longest_text)
         for (benchmark, protocol), found in asked.items()
     ]
+    pieces = [piece for one in questions for piece in one.pieces()]
+    cache.embed(pieces, lambda done, total: told(name, done, total))
+    results = [answer(cache, one) for one in questions]
     return Evaluated(model=name, digest=encoder.digest, results=results)
 
 

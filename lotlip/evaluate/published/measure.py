@@ -110,14 +110,12 @@ def retrieval(
 
 def variant_retrieval(
     pairs: Pairs, variant: Sequence[str], image_ND: Tensor, text_PD: Tensor
-) -> Answers | None:
-    """Whether changed texts still find their images first; None if there is none of them.
+) -> Answers:
+    """Whether changed texts still find their images first.
 
-    `text_PD` are the features of those that are not empty, in their order.
+    `text_PD` are the features of those that are not empty, in their order; there is one at least.
     """
     there = [place for place, text in enumerate(variant) if text]
-    if not there:
-        return None
     changed = Pairs(pairs.images, [variant[i] for i in there], [pairs.image_of_T[i] for i in there])
     ranks = retrieval_ranks(text_PD, image_ND, right_images(changed, duplicates=True))
     return answers_at(ranks, 1, clusters=np.asarray(changed.image_of_T))

@@ -135,7 +135,6 @@ def test_what_a_model_reads_of_a_caption_is_found_out(tmp_path: Path):
         if there:
             features, _ = MODEL.embed_texts(there, **HOW)
             one = variant_retrieval(pairs, texts, seen(pairs.images), features)
-            assert one is not None
             shares[name] = Fraction(int(one.hits_Q.sum()), len(one.hits_Q))
     assert shares == {
         "headless": Fraction(1, 11),  # one image has a single sentence, one is told of later
