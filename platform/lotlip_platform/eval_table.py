@@ -118,13 +118,12 @@ def _own_rows(models: Sequence[Models], kind: Kind) -> list[tuple[str, str, Mapp
     """Label, protocol and results by benchmark; of a kind that was not run, too."""
     rows = []
     for one in models:
-        protocols = dict.fromkeys(str(result.asked.protocol) for result in one.results)
+        protocols = dict.fromkeys(result.asked.how for result in one.results)
         for protocol in protocols:
             results = {
                 result.asked.benchmark: result
                 for result in one.results
-                if str(result.asked.protocol) == protocol
-                and PUBLISHED[result.asked.benchmark].kind == kind
+                if result.asked.how == protocol and PUBLISHED[result.asked.benchmark].kind == kind
             }
             rows.append((one.model, protocol, results))
     return rows
@@ -151,11 +150,8 @@ def _details(
 
 def _notes(models: Sequence[Models]) -> list[str]:
     """What the rows' marks mean, and where the others' figures come from."""
-    lines = [
-        f"Figures of others were published, not measured here. {name}: {one.where}, {one.date}; "
-        f"protocol: {one.protocol}."
-        for name, one in SOURCES.items()
-    ]
+    lines = ["Figures with a source were published by others, not measured here:"]
+    lines += [f"- [{name}] {one.where}, {one.date}" for name, one in SOURCES.items()]
     for result in models[0].results:
         asked, about = result.asked, PUBLISHED[result.asked.benchmark]
         if _is_part(result):

@@ -37,7 +37,7 @@ def sentences_chart(result: Result, title: str) -> bytes:
     _bars(panels[2], lengths, "words of the caption", COLOURS[2])
     panels[0].set_ylabel("text to image recall@1, %", fontsize=FONT_PT)
     figure.suptitle(
-        f"{title}: what the model reads ({result.asked.protocol}; 95% intervals)",
+        f"{title}: what the model reads ({result.asked.how}; 95% intervals)",
         fontsize=FONT_PT + 3,
     )
     return png(figure)

@@ -41,6 +41,11 @@ class Asked:
     num_cut: int
     """Texts that were longer than that."""
 
+    @property
+    def how(self) -> str:
+        """The protocol, with what this model read of it: what figures are compared by."""
+        return f"{self.protocol.name}, {self.context_length} tokens"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
