@@ -38,7 +38,8 @@ test: $(INSTALLED) $(KUSTOMIZE) ## what a change must pass
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test            ## the longer tests, too
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "slow and alone"
 
 check: $(INSTALLED)       ## style, types, layers
 	$(BIN)/ruff check .

@@ -10,11 +10,9 @@ import pytest
 from servers import MlflowServer, free_port
 
 _LONGEST = (
-    *("test_several_hosts.py", "test_demo.py", "test_jobs.py", "test_train.py", "test_sweep.py"),
-    *("test_nodes.py", "test_faults.py", "test_serving.py"),
+    *("test_jobs.py", "test_train.py", "test_sweep.py", "test_nodes.py", "test_faults.py"),
+    "test_serving.py",
 )
-_ALONE = ("test_several_hosts.py", "test_demo.py")
-"""Of the longest ones, those that have both processors busy: never two of them at once."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,12 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes that share the files none is left with a long one at the end."""
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """The tests of a file stay together, for they share what it starts."""
-    group = "alone" if item.path.name in _ALONE else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -65,6 +65,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_demo_tells_the_whole_story_and_a_second_run_reuses_it(tmp_path: Path):
     home = Path(os.environ["LOTLIP_HOME"])

@@ -20,6 +20,7 @@ from hosts import Host, hosts, reason_to_skip
 REASON = reason_to_skip()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(bool(REASON), reason=REASON),
     pytest.mark.timeout(900),
 ]

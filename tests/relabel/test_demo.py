@@ -14,6 +14,7 @@ LOTLIP = (sys.executable, "-P", "-m", "lotlip_platform")
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_killed_and_gone_on_with_each_scene_has_its_captions_and_a_sweep_chooses_among_them():
     try:
