@@ -138,11 +138,17 @@ class FolderStore:
     def list(self, prefix: str = "") -> list[str]:
         if not self.root.is_dir():
             return []
-        names = (
-            path.relative_to(self.root).as_posix()
-            for path in self.root.rglob("*")
-            if path.is_file() and not path.name.startswith(_PART)
-        )
+        seen: set[str] = set()
+        names: list[str] = []
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            seen.add(os.path.realpath(folder))
+            # A link may lead to a folder that it lies in.
+            folders[:] = [
+                f for f in folders if os.path.realpath(os.path.join(folder, f)) not in seen
+            ]
+            base = Path(folder).relative_to(self.root).as_posix()
+            start = "" if base == "." else f"{base}/"
+            names += [f"{start}{file}" for file in files if not file.startswith(_PART)]
         return sorted(name for name in names if name.startswith(prefix))
 
     def versions(self, prefix: str = "") -> dict[str, Version]:

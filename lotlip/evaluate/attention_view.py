@@ -26,7 +26,7 @@ from lotlip.tokenizer import Tokenizer
 
 _LETTERS = 88
 """Of a line of the figure, of which each reader has as many as its words take."""
-_PIECE = "##"
+_PIECE, _SEPARATOR = "##", "[SEP]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ def view_attention(model: LoTLIP, caption: str) -> AttentionView:
     # Rows are the corner tokens, [CLS], the words.
     of_words_RT = weights_RT[:, 1 + m :]
     weights_RW = torch.zeros(1 + m, len(words)).index_add_(1, torch.tensor(word_T), of_words_RT)
+    # Separators are looked at a lot, and say nothing.
+    weights_RW[:, [place for place, word in enumerate(words) if word == _SEPARATOR]] = 0
     return AttentionView(
         words=words,
         readers=["[CLS]", *(f"Corner {k}" for k in range(m))],

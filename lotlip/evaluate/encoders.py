@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,14 +42,19 @@ class Encoder(Protocol):
         """Tokens that it can read."""
         ...
 
+    @property
+    def splits_sentences(self) -> bool:
+        """Whether its tokenizer heeds `official`."""
+        ...
+
     def embed_images(self, encoded: Sequence[bytes], names: Sequence[str]) -> Tensor:
         """[N, D]. Raises: DataError that names the one that does not decode."""
         ...
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
-    ) -> tuple[Tensor, int]:
-        """[T, D], and how many of the texts had to be cut.
+    ) -> tuple[Tensor, Tensor]:
+        """[T, D], and which of the texts had to be cut [T].
 
         `official` has LoTLIP's own tokenizer split as its authors' does; others have one way.
         """
@@ -56,6 +63,8 @@ class Encoder(Protocol):
 
 class LoTLIPEncoder:
     """A model of this project, or the authors', converted."""
+
+    splits_sentences = True
 
     def __init__(self, model: LoTLIP) -> None:
         self._model = model.to(best_device())
@@ -70,17 +79,19 @@ class LoTLIPEncoder:
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         features = embed_texts(self._model, texts, official=official, context_length=context_length)
         tokenizer = self._model.tokenizer
         assert tokenizer is not None, "a model that was loaded has its tokenizer"
         lengths = [tokenizer.full_length(text, official=official) for text in texts]
-        return normalize(features, dim=-1), sum(length > context_length for length in lengths)
+        return normalize(features, dim=-1), torch.tensor(lengths) > context_length
 
 
 class HuggingFaceEncoder:
     """CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023) and their kin, from a folder in the
-    layout of transformers, with the processor that is in it."""
+    layout of transformers, with the processor that is in it. Computed in single precision."""
+
+    splits_sentences = False
 
     def __init__(self, folder: str) -> None:
         """Raises: CheckpointError."""
@@ -90,15 +101,16 @@ class HuggingFaceEncoder:
         if not (self._folder / "config.json").is_file():
             raise CheckpointError(f"hf:{folder} is no folder of a Hugging Face model")
         try:
-            self._model: Any = AutoModel.from_pretrained(self._folder).to(best_device()).eval()
+            model: Any = AutoModel.from_pretrained(self._folder, dtype=torch.float32)
+            self._model: Any = model.to(best_device()).eval()
             self._processor: Any = AutoProcessor.from_pretrained(self._folder)
         except Exception as error:  # whatever is wrong with the folder
-            reason = str(error).strip().splitlines()[0][:200]
-            raise CheckpointError(f"hf:{folder} can't be loaded: {reason}") from error
+            raise CheckpointError(f"hf:{folder} can't be loaded: {_line(error)}") from error
         if not hasattr(self._model, "get_text_features"):
             raise CheckpointError(f"hf:{folder} is no dual encoder, as CLIP and SigLIP are")
         files = [path for path in sorted(self._folder.rglob("*")) if path.is_file()]
-        self.digest = _digest([(str(path.relative_to(self._folder)), path) for path in files])
+        digest = _digest([(str(path.relative_to(self._folder)), path) for path in files])
+        self.digest = f"{digest}-{version('transformers')}"
 
     @property
     def longest_text(self) -> int:
@@ -115,29 +127,30 @@ class HuggingFaceEncoder:
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
-    ) -> tuple[Tensor, int]:
-        tokenizer, cut = self._processor.tokenizer, 0
-        # SigLIP was trained on texts padded to the full length, and reads no mask.
-        padding = "max_length" if self._model.config.model_type.startswith("siglip") else True
+    ) -> tuple[Tensor, Tensor]:
+        tokenizer = self._processor.tokenizer
 
         def embed(batch: Sequence[str]) -> Tensor:
-            nonlocal cut
             ids = tokenizer(
                 list(batch),
-                padding=padding,
+                padding=True,
                 truncation=True,
                 max_length=context_length,
                 return_tensors="pt",
             )
-            lengths = [len(one) for one in tokenizer(list(batch), verbose=False)["input_ids"]]
-            cut += sum(length > context_length for length in lengths)
+            if self._model.config.model_type.startswith("siglip"):
+                # It was trained on texts padded to the full length, and reads no mask.
+                ids = tokenizer.pad(ids, padding="max_length", max_length=self.longest_text)
             return _features(self._model.get_text_features(**ids.to(_on(self._model))))
 
-        return _in_batches(texts, embed, _TEXTS_AT_ONCE), cut
+        lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        return _in_batches(texts, embed, _TEXTS_AT_ONCE), torch.tensor(lengths) > context_length
 
 
 class OpenClipEncoder:
     """A model of open_clip, where it is installed."""
+
+    splits_sentences = False
 
     def __init__(self, architecture: str, pretrained: str) -> None:
         """`pretrained` is a file, or a tag that open_clip knows. Raises: ConfigError."""
@@ -148,19 +161,25 @@ class OpenClipEncoder:
                 f"open_clip:{architecture} needs open_clip, which does not import here ({error}): "
                 "pip install open_clip_torch"
             ) from error
+        where = f"open_clip:{architecture}:{pretrained}"
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                architecture, pretrained=pretrained
-            )
-            self._tokenize = open_clip.get_tokenizer(architecture)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    architecture, pretrained=pretrained
+                )
+                self._tokenize = open_clip.get_tokenizer(architecture)
         except Exception as error:  # whatever is wrong with the name or the file
-            reason = str(error).strip().splitlines()[0][:200]
+            raise CheckpointError(f"{where} can't be loaded: {_line(error)}") from error
+        if any("QuickGELU mismatch" in str(one.message) for one in said):
             raise CheckpointError(
-                f"open_clip:{architecture}:{pretrained} can't be loaded: {reason}"
-            ) from error
+                f"{where} has weights that were trained with another GELU: give "
+                f"open_clip:{architecture}-quickgelu:{pretrained}, or the one without"
+            )
         self._model: Any = model.to(best_device()).eval()
         self._preprocess: Any = preprocess
-        hashed = hashlib.sha256()
+        about = (architecture, repr(preprocess), version("open_clip_torch"))
+        hashed = hashlib.sha256(repr(about).encode())
         for name, value in sorted(self._model.state_dict().items()):
             hashed.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         self.digest = hashed.hexdigest()[:16]
@@ -178,17 +197,24 @@ class OpenClipEncoder:
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
-    ) -> tuple[Tensor, int]:
-        cut = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Its text towers read their full length only. Raises: ConfigError for another one."""
+        if context_length != self.longest_text:
+            raise ConfigError(
+                f"models of open_clip read {self.longest_text} tokens, not {context_length}: leave "
+                "--context out"
+            )
 
         def embed(batch: Sequence[str]) -> Tensor:
-            nonlocal cut
             ids = self._tokenize(list(batch), context_length=self.longest_text)
-            # Its tokenizers tell no lengths: a text that fills all places was probably cut.
-            cut += int((ids != 0).all(dim=1).sum())
             return self._model.encode_text(ids.to(_on(self._model)))
 
-        return _in_batches(texts, embed, _TEXTS_AT_ONCE), cut
+        # Its tokenizers tell no lengths: where there is more room, what would be cut fills it.
+        room = 2 * self.longest_text
+        padding = self._tokenize([""], context_length=room)[0, -1]
+        ids = self._tokenize(list(texts), context_length=room)
+        is_cut = (ids[:, self.longest_text :] != padding).any(dim=1)
+        return _in_batches(texts, embed, _TEXTS_AT_ONCE), is_cut
 
 
 def _images_in_batches(
@@ -218,6 +244,10 @@ def _in_batches(items: Sequence[Any], embed: Callable[[Any], Tensor], at_once: i
 def _features(found: Any) -> Tensor:
     """Newer versions of transformers give the features with what they were made of."""
     return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _on(model: Any) -> torch.device:

@@ -200,6 +200,9 @@ def _eval_data_sets(arguments: argparse.Namespace, benches: Mapping[str, str]) -
 
     if arguments.samples < 0:
         raise ConfigError("--samples must be 0 or more")
+    for name in ("context", "against", "partial", "workers", "cache"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} is for published benchmarks, not for data sets")
     reports = []
     for protocol in arguments.protocol or ["clean"]:
         reports += evaluate(
@@ -222,7 +225,9 @@ def _eval_published(arguments: argparse.Namespace, benches: Mapping[str, str]) -
     from lotlip_platform.eval_table import report_text
     from lotlip_platform.progress import Bars, say
 
-    protocols = [PROTOCOLS[name] for name in arguments.protocol or PROTOCOLS]
+    if arguments.samples:
+        raise ConfigError("--samples is for data sets; published benchmarks are taken whole")
+    protocols = [PROTOCOLS[name] for name in dict.fromkeys(arguments.protocol or PROTOCOLS)]
     if arguments.context is not None:
         protocols = [replace(one, context_length=arguments.context) for one in protocols]
     config = SuiteConfig(
@@ -237,7 +242,7 @@ def _eval_published(arguments: argparse.Namespace, benches: Mapping[str, str]) -
     with closing(Bars()) as bars:
         suite = evaluate_suite(config, bars.show, say)
     if arguments.json:
-        print(json.dumps(suite.as_json(), indent=1))
+        print(json.dumps({**suite.as_json(), "run_id": suite.run_id}, indent=1))
         return
     print(report_text(suite.models, suite.differences))
     print(f"run {suite.run_id or 'not yet'}")

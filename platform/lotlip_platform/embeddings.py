@@ -13,6 +13,8 @@ import io
 import json
 import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +31,10 @@ from lotlip.evaluate.zero_shot import classifier
 from lotlip_platform.eval_models import encoder_of
 from lotlip_platform.storage import open_store
 
-_IMAGES, _TEXTS, _CLASSES = 500, 2000, 20
+_IMAGES, _TEXTS, _CLASSES = 500, 500, 20
 """In a piece; of classes each has up to 80 prompts."""
+_MADE_AS = 1
+"""Goes up with each change of how images or texts are read, for which features are made anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +125,20 @@ class FeatureCache:
                 "machines give --cache s3://... or a folder that all of them see"
             )
 
-    def features(self, pieces: Sequence[Piece]) -> tuple[Tensor, int]:
-        """Of pieces that are there, in their order, [N, D], and how many texts were cut.
+    def features(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        """Of pieces that are there, in their order, [N, D], and which of the texts were cut [N].
 
         Raises: DataError if one is damaged.
         """
         found = [self._read(piece) for piece in pieces]
-        return torch.cat([features for features, _ in found]), sum(cut for _, cut in found)
+        return torch.cat([features for features, _ in found]), torch.cat([cut for _, cut in found])
 
-    def _read(self, piece: Piece) -> tuple[Tensor, int]:
+    def _read(self, piece: Piece) -> tuple[Tensor, Tensor]:
         name = f"{piece.name}.npz"
         try:
             with np.load(io.BytesIO(self._store.read(name)), allow_pickle=False) as kept:
-                return torch.from_numpy(kept["features"]), int(kept["num_cut"])
-        except (ValueError, KeyError, OSError, EOFError) as error:
+                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["is_cut"])
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{self._store.uri}/{name} is damaged ({error}): remove it, and run again"
             ) from error
@@ -153,22 +157,29 @@ def embed_here(encoder: Encoder, store: Store) -> Embed:
 
 def keep(encoder: Encoder, store: Store, piece: Piece) -> None:
     """Embed a piece and write it to the store of these weights. Raises: DataError."""
-    features, num_cut = _embedded(encoder, piece)
+    features, is_cut = _embedded(encoder, piece)
     if not features.isfinite().all():
         raise DataError("a feature is not finite: look at the model")
     buffer = io.BytesIO()
-    np.savez(buffer, features=features.numpy(), num_cut=num_cut)
+    np.savez(buffer, features=features.numpy(), is_cut=is_cut.numpy())
     store.write(f"{piece.name}.npz", buffer.getvalue())
 
 
-def embed_on_ray(model: str, digest: str, store: Store, num_workers: int) -> Embed:
-    """By `num_workers` workers of the cluster, on GPUs where it has them; Ray is connected."""
+def embed_on_ray(
+    model: str, digest: str, store: Store, num_workers: int, tracking_uri: str
+) -> Embed:
+    """By `num_workers` workers of the cluster, on GPUs if it has one for each; Ray is connected.
+
+    `tracking_uri` is the MLflow server of models that are named there.
+    """
     import ray
 
     from lotlip_platform.cluster import store_environment
     from lotlip_platform.ray_data import Unseen, quiet_ray_data, results
 
-    environment = Unseen(store_environment())
+    tracked_at = {"MLFLOW_TRACKING_URI": tracking_uri}
+    of_mlflow = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    environment = Unseen({**store_environment(), **of_mlflow, **tracked_at})
 
     def embed(pieces: Sequence[Piece]) -> Iterator[int]:
         quiet_ray_data()
@@ -218,11 +229,18 @@ class _EncoderActor:
         return piece.size
 
 
-def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, int]:
+def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, Tensor]:
     if piece.images is not None:
         names = piece.images.names
         encoded = [piece.images.read(place) for place in range(len(names))]
-        return encoder.embed_images(encoded, names), 0
+        try:
+            features_ND = encoder.embed_images(encoded, names)
+        except DataError as error:
+            raise DataError(
+                f"an image of a benchmark was not fetched whole: {piece.images.where}/{error}; get "
+                "it again (docs/evaluation.md says where)"
+            ) from error
+        return features_ND, torch.zeros(len(names), dtype=torch.bool)
     assert piece.reading is not None, "texts are read in some way"
     how: dict[str, Any] = {
         "context_length": piece.reading.context_length,
@@ -230,15 +248,15 @@ def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, int]:
     }
     if piece.texts:
         return encoder.embed_texts(piece.texts, **how)
-    num_cut = 0
+    cut: list[Tensor] = []
 
     def encode(texts: Sequence[str]) -> Tensor:
-        nonlocal num_cut
-        features, cut = encoder.embed_texts(texts, **how)
-        num_cut += cut
+        features, is_cut = encoder.embed_texts(texts, **how)
+        cut.append(is_cut)
         return features
 
-    return classifier(encode, piece.prompts), num_cut
+    features_CD = classifier(encode, piece.prompts)
+    return features_CD, torch.cat(cut).unflatten(0, (len(piece.prompts), -1)).any(dim=1)
 
 
 def _how(reading: Reading) -> tuple[object, ...]:
@@ -246,4 +264,4 @@ def _how(reading: Reading) -> tuple[object, ...]:
 
 
 def _name(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([_MADE_AS, *parts]).encode()).hexdigest()[:32]

@@ -27,7 +27,7 @@ def encoder_of(model: str) -> Encoder:
         if not (architecture and colon and checkpoint):
             raise ConfigError(
                 f"{model} is not of the form open_clip:ARCHITECTURE:CHECKPOINT, as in "
-                "open_clip:ViT-B-16:openai"
+                "open_clip:ViT-B-16-quickgelu:openai"
             )
         return OpenClipEncoder(architecture, checkpoint)
     return LoTLIPEncoder(fetch(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lotlip.evaluate.encoders import Encoder
 from lotlip.evaluate.published.measure import (
     Asked,
     Result,
@@ -33,6 +34,8 @@ class Question:
     benchmark: str
     protocol: Protocol
     context_length: int
+    splits_sentences: bool
+    """See `Encoder`."""
     found: Pairs | Labelled
     images: Sequence[Piece]
     texts: Sequence[Piece]
@@ -49,10 +52,10 @@ class Question:
 
 
 def question(
-    found: Pairs | Labelled, benchmark: str, protocol: Protocol, longest_text: int
+    found: Pairs | Labelled, benchmark: str, protocol: Protocol, encoder: Encoder
 ) -> Question:
     """Of a benchmark that was read for this protocol."""
-    context_length = min(protocol.context_length, longest_text)
+    context_length = min(protocol.context_length, encoder.longest_text)
     reading = Reading(context_length=context_length, official=protocol.official)
     variants = {}
     if isinstance(found, Pairs):
@@ -69,6 +72,7 @@ def question(
         benchmark=benchmark,
         protocol=protocol,
         context_length=context_length,
+        splits_sentences=encoder.splits_sentences,
         found=found,
         images=image_pieces(found.images),
         texts=texts,
@@ -84,20 +88,23 @@ def answer(cache: FeatureCache, asked: Question) -> Result:
     found = asked.found
     answers: dict[str, Answers] = {}
     medians: dict[str, Interval] = {}
+    changes: dict[str, Interval] = {}
     image_ND, _ = cache.features(asked.images)
-    text_TD, num_cut = cache.features(asked.texts)
+    text_TD, is_cut_T = cache.features(asked.texts)
     if isinstance(found, Pairs):
         answers, medians = retrieval(
             found,
             image_ND,
             text_TD,
             duplicates=not asked.protocol.official,
-            by_length=PUBLISHED[asked.benchmark].kind == "long",
+            by_length=bool(asked.variants),
         )
+        whole = answers["text_to_image_r1"]
         for name, (changed, pieces) in asked.variants.items():
             text_PD, _ = cache.features(pieces)
-            hits = variant_retrieval(found, changed, image_ND, text_PD)
-            answers[f"{name}_text_to_image_r1"] = hits
+            left = variant_retrieval(found, changed, ~is_cut_T, image_ND, text_PD, whole)
+            if left is not None:
+                answers[f"{name}_text_to_image_r1"], changes[name] = left
     else:
         answers = classification(found, image_ND, text_TD)
     about = Asked(
@@ -107,6 +114,7 @@ def answer(cache: FeatureCache, asked: Question) -> Result:
         num_images=len(found.images.names),
         num_texts=len(found.texts if isinstance(found, Pairs) else found.prompts),
         digest=found.digest,
-        num_cut=num_cut,
+        num_cut=int(is_cut_T.sum()),
+        splits_sentences=asked.splits_sentences,
     )
-    return Result(asked=about, answers=answers, medians=medians)
+    return Result(asked=about, answers=answers, medians=medians, changes=changes)

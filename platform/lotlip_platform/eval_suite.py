@@ -21,7 +21,7 @@ from lotlip_platform.cluster import connected
 from lotlip_platform.embeddings import FeatureCache, embed_here, embed_on_ray
 from lotlip_platform.eval_models import encoder_of
 from lotlip_platform.eval_published import answer, question
-from lotlip_platform.eval_table import report_markdown
+from lotlip_platform.eval_table import is_part, report_markdown
 from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.local_services import home
@@ -98,7 +98,6 @@ class Suite:
                 {name: asdict(interval) for name, interval in of_result.items()}
                 for of_result in self.differences
             ],
-            "run_id": self.run_id,
         }
 
 
@@ -134,13 +133,16 @@ def _evaluated(
 ) -> Evaluated:
     store = open_store(config.cache or str(home() / "eval"))
     embed = (
-        embed_on_ray(name, encoder.digest, store, config.num_workers)
+        embed_on_ray(
+            *(name, encoder.digest, store, config.num_workers),
+            tracking.tracking_uri(config.tracking_uri),
+        )
         if config.num_workers
         else embed_here(encoder, store)
     )
     cache = FeatureCache(store, encoder.digest, embed)
     questions = [
-        question(found, benchmark, protocol, encoder.longest_text)
+        question(found, benchmark, protocol, encoder)
         for (benchmark, protocol), found in asked.items()
     ]
     pieces = [piece for one in questions for piece in one.pieces()]
@@ -178,6 +180,7 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
         "against": config.against,
         "benchmarks": " ".join(config.benches),
         "protocols": "; ".join(map(str, config.protocols)),
+        "partial": config.partial,
     }
     with open_run(
         kept,
@@ -199,7 +202,9 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
 def _log(run: TrackedRun, suite: Suite) -> None:
     for result in suite.models[0].results:
         asked = result.asked
-        where = f"eval/{asked.benchmark}/{asked.protocol.name}"
+        # Figures of other protocols, or of a part, must not stand in one column.
+        part = "-part" if is_part(result) else ""
+        where = f"eval/{asked.benchmark}/{asked.protocol.name}-{asked.context_length}{part}"
         values = {f"{where}/{name}": share.value for name, share in result.shares.items()}
         values |= {f"{where}/{name}": rank.value for name, rank in result.medians.items()}
         run.log_metrics(values, step=0)
@@ -216,8 +221,16 @@ def _as_json(result: Result) -> dict[str, Any]:
     return {
         **asdict(result.asked),
         "of_images": about.num_images,
+        "of_texts": about.num_texts,
         "files": about.files,
         "assembly": about.assembly,
-        "metrics": {name: asdict(share) for name, share in result.shares.items()},
+        "quirk": about.quirk if result.asked.protocol.official else "",
+        "md5": dict(about.md5),
+        "source": about.source,
+        "metrics": {
+            name: {**asdict(share), "num": len(result.answers[name].hits_Q)}
+            for name, share in result.shares.items()
+        },
         "medians": {name: asdict(rank) for name, rank in result.medians.items()},
+        "changes": {name: asdict(change) for name, change in result.changes.items()},
     }

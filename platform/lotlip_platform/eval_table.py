@@ -18,7 +18,7 @@ _NOT_RUN, _NOT_TOLD = "not run", "-"
 Cells = list[list[str]]
 
 
-class Models(Interface):
+class EvaluatedModel(Interface):
     """An evaluated model, see `eval_suite.Evaluated`."""
 
     @property
@@ -27,18 +27,22 @@ class Models(Interface):
     def results(self) -> Sequence[Result]: ...
 
 
-def report_text(models: Sequence[Models], differences: Sequence[Mapping[str, Interval]]) -> str:
+def report_text(
+    models: Sequence[EvaluatedModel], differences: Sequence[Mapping[str, Interval]]
+) -> str:
     """For a terminal."""
     return _report(models, differences, lambda title: f"\n{title}", aligned)
 
 
-def report_markdown(models: Sequence[Models], differences: Sequence[Mapping[str, Interval]]) -> str:
+def report_markdown(
+    models: Sequence[EvaluatedModel], differences: Sequence[Mapping[str, Interval]]
+) -> str:
     """For a page."""
     return _report(models, differences, lambda title: f"\n## {title}\n", markdown)
 
 
 def _report(
-    models: Sequence[Models],
+    models: Sequence[EvaluatedModel],
     differences: Sequence[Mapping[str, Interval]],
     heading: Callable[[str], str],
     table: Callable[[Cells], str],
@@ -55,15 +59,16 @@ def _report(
         asked = result.asked
         title = f"{PUBLISHED[asked.benchmark].title}, {asked.protocol.name}: 95% intervals"
         lines += [heading(title), table(_details(models, differences, place))]
-    lines += [heading("How it was asked"), *_protocols(models[0].results)]
+    for one in models:
+        lines += [heading(f"How {one.model} was asked"), *_protocols(one.results)]
     return "\n".join(lines).strip() + "\n"
 
 
-def _long(models: Sequence[Models]) -> Cells:
+def _long(models: Sequence[EvaluatedModel]) -> Cells:
     return _rows(models, "long", {"": "r1"}, lambda one, name, _: one.recall.get(name))
 
 
-def _short(models: Sequence[Models]) -> Cells:
+def _short(models: Sequence[EvaluatedModel]) -> Cells:
     def published(one: Reference, name: str, k: str) -> tuple[float, float] | None:
         return (one.recall if k == "r1" else one.recall_5 or {}).get(name)
 
@@ -71,7 +76,7 @@ def _short(models: Sequence[Models]) -> Cells:
 
 
 def _rows(
-    models: Sequence[Models],
+    models: Sequence[EvaluatedModel],
     kind: Kind,
     ks: Mapping[str, str],
     published: Callable[[Reference, str, str], tuple[float, float] | None],
@@ -95,7 +100,7 @@ def _rows(
     return cells
 
 
-def _classes(models: Sequence[Models]) -> Cells:
+def _classes(models: Sequence[EvaluatedModel]) -> Cells:
     names = _of_kind("classes")
     cells = [["model", "protocol", *(PUBLISHED[name].title for name in names)]]
     for label, protocol, results in _own_rows(models, "classes"):
@@ -114,7 +119,9 @@ def _classes(models: Sequence[Models]) -> Cells:
     return cells
 
 
-def _own_rows(models: Sequence[Models], kind: Kind) -> list[tuple[str, str, Mapping[str, Result]]]:
+def _own_rows(
+    models: Sequence[EvaluatedModel], kind: Kind
+) -> list[tuple[str, str, Mapping[str, Result]]]:
     """Label, protocol and results by benchmark; of a kind that was not run, too."""
     rows = []
     for one in models:
@@ -130,31 +137,37 @@ def _own_rows(models: Sequence[Models], kind: Kind) -> list[tuple[str, str, Mapp
 
 
 def _details(
-    models: Sequence[Models], differences: Sequence[Mapping[str, Interval]], place: int
+    models: Sequence[EvaluatedModel], differences: Sequence[Mapping[str, Interval]], place: int
 ) -> Cells:
     """Metrics down, models across."""
     compared = [f"difference to {models[1].model}"] if differences else []
-    cells = [["", *(one.model for one in models), *compared]]
+    told = [f"{one.model} ({one.results[place].asked.context_length} tokens)" for one in models]
+    cells = [["", "n", *told, *compared]]
     own = models[0].results[place]
     for name in own.shares:
-        row = [_interval(one.results[place].shares.get(name)) for one in models]
+        row = [f"{len(own.answers[name].hits_Q):,}"]
+        row += [_interval(one.results[place].shares.get(name)) for one in models]
         if differences:
             row.append(_interval(differences[place].get(name), signed=True))
         cells.append([name, *row])
     for name in own.medians:
         ranks = [one.results[place].medians[name] for one in models]
         told = [f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]" for r in ranks]
-        cells.append([name, *told, *([""] if differences else [])])
+        cells.append([name, "", *told, *([""] if differences else [])])
+    for name in ("headless", "moved"):
+        if name in own.changes:
+            row = [_interval(one.results[place].changes.get(name), signed=True) for one in models]
+            cells.append([f"{name} less the same whole", "", *row, *([""] if differences else [])])
     return cells
 
 
-def _notes(models: Sequence[Models]) -> list[str]:
+def _notes(models: Sequence[EvaluatedModel]) -> list[str]:
     """What the rows' marks mean, and where the others' figures come from."""
     lines = ["Figures with a source were published by others, not measured here:"]
     lines += [f"- [{name}] {one.where}, {one.date}" for name, one in SOURCES.items()]
     for result in models[0].results:
         asked, about = result.asked, PUBLISHED[result.asked.benchmark]
-        if _is_part(result):
+        if is_part(result):
             lines.append(
                 f"* of {about.title} {asked.num_images:,} images of {about.num_images:,} were "
                 "there: not to be compared with figures of the whole."
@@ -169,8 +182,11 @@ def _protocols(results: Sequence[Result]) -> list[str]:
         cut = f"{asked.num_cut:,} of the texts were longer" if asked.num_cut else "none was longer"
         quirk = ""
         if asked.protocol.official:
-            quirk = "; texts cut at every full stop, as the authors' code does"
+            if about.kind == "long":
+                quirk += "; cut at every full stop, as the authors' data loaders do"
             quirk += f"; {about.quirk}" if about.quirk else ""
+            if not asked.splits_sentences:
+                quirk += "; read by the model's own tokenizer"
         lines.append(
             f"- {about.title}, {asked.protocol.name}: {asked.num_images:,} images, "
             f"{asked.num_texts:,} texts ({about.files}); {about.assembly}{quirk}; at most "
@@ -192,10 +208,11 @@ def _pair(result: Result, names: Sequence[str]) -> str:
 
 
 def _marked(result: Result, text: str) -> str:
-    return f"{text}*" if _is_part(result) else text
+    return f"{text}*" if is_part(result) else text
 
 
-def _is_part(result: Result) -> bool:
+def is_part(result: Result) -> bool:
+    """Whether not all of a benchmark was there."""
     about = PUBLISHED[result.asked.benchmark]
     return (result.asked.num_images, result.asked.num_texts) != (about.num_images, about.num_texts)
 

@@ -31,6 +31,7 @@ class ByHand:
 
     digest = "by-hand"
     longest_text = 128
+    splits_sentences = False
 
     def embed_images(self, encoded: Sequence[bytes], names: Sequence[str]) -> Tensor:
         red = [np.asarray(decode(one))[..., 0].mean() for one in encoded]
@@ -38,13 +39,13 @@ class ByHand:
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         rows = []
         for text in texts:
             found = re.search(r"thing(\d+)", text)
             row = torch.ones(NUM) if found is None else one_hot(torch.tensor(int(found[1])), NUM)
             rows.append(normalize(row.float(), dim=0))
-        return torch.stack(rows), 0
+        return torch.stack(rows), torch.zeros(len(texts), dtype=torch.bool)
 
 
 def picture(number: int, mode: str = "RGB", kind: str = "JPEG") -> bytes:
@@ -198,12 +199,13 @@ def make_imagenet(root: Path, *, v2: bool) -> Path:
 
 def make_cifar(root: Path, *, fine: bool) -> Path:
     """As Python 2 pickled it; the last label is wrong."""
-    pixels = np.stack([np.asarray(decode(picture(i)).resize((32, 32))) for i in range(NUM)])
-    data = pixels.transpose(0, 3, 1, 2).reshape(NUM, -1)
-    names = ["aquarium_fish", *(f"thing{i}" for i in range(1, NUM))]
+    num = NUM if fine else 10
+    pixels = np.stack([np.asarray(decode(picture(i)).resize((32, 32))) for i in range(num)])
+    data = pixels.transpose(0, 3, 1, 2).reshape(num, -1)
+    names = ["aquarium_fish", *(f"thing{i}" for i in range(1, num))]
     folder = root / ("cifar-100-python" if fine else "cifar-10-batches-py")
     folder.mkdir(parents=True)
-    labels = {"fine_labels" if fine else "labels": [*range(NUM - 1), 0]}
+    labels = {"fine_labels" if fine else "labels": [*range(num - 1), 0]}
     test = folder / ("test" if fine else "test_batch")
     test.write_bytes(pickle.dumps({"data": data, **labels}, protocol=2))
     meta = {"fine_label_names" if fine else "label_names": names}

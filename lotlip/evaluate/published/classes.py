@@ -5,7 +5,6 @@ Class names and templates are those that Radford et al. 2021 published with CLIP
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -18,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from lotlip.evaluate.published.files import Files
-from lotlip.evaluate.published.long_texts import stored_images
 from lotlip.evaluate.published.sets import Labelled, PixelImages
 
 _IMAGENET = Path(__file__).parent.parent.parent / "assets" / "imagenet" / "imagenet.json"
-_IMAGE = re.compile(r"(?:^|/)([^/]+)/[^/]+\.(?:jpeg|jpg|png)$", re.IGNORECASE)
+_IMAGE = re.compile(r"(?:^|/)([^/]+/[^/]+)/[^/]+\.(?:jpeg|jpg|png)$", re.IGNORECASE)
 _OF_CIFAR = tuple(
     f"a {quality}photo of {article} {size}{{}}."
     for article in ("a", "the")
@@ -32,24 +30,19 @@ _OF_CIFAR = tuple(
     )
 )
 _CIFAR_SIDE_PX = 32
-_MD5 = {
-    "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
-    "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-    "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-    "cifar-100-python/meta": "7973b15100ade9c7d40fb424638fde48",
-}
 
 
 def imagenet(files: Files, official: bool) -> Labelled:
     """ImageNet-1k (Russakovsky et al. 2015): the validation images in a folder for each class."""
     classes, _ = imagenet_names()
-    number = {wnid: index for index, (wnid, _) in enumerate(classes)}
-    return _of_folders(files, number, "n01440764 (valprep.sh sorts the images into them)")
+    number = {f"val/{wnid}": index for index, (wnid, _) in enumerate(classes)}
+    return _of_folders(files, number, "val/n01440764 (valprep.sh sorts the images into them)")
 
 
 def imagenet_v2(files: Files, official: bool) -> Labelled:
     """ImageNet-V2 (Recht et al. 2019): folders are numbers, 0 to 999."""
-    return _of_folders(files, {str(index): index for index in range(1000)}, "0 to 999")
+    top = "imagenetv2-matched-frequency-format-val"
+    return _of_folders(files, {f"{top}/{index}": index for index in range(1000)}, f"{top}/0")
 
 
 def cifar10(files: Files, official: bool) -> Labelled:
@@ -73,18 +66,22 @@ def imagenet_names() -> tuple[Sequence[tuple[str, str]], Sequence[str]]:
 
 
 def _of_folders(files: Files, number: Mapping[str, int], such_as: str) -> Labelled:
-    found = [(place, match[1]) for place in files.versions if (match := _IMAGE.search(place))]
+    # The folder that was given may be the one that holds the classes' folders.
+    above = f"{files.store.uri.rstrip('/').rpartition('/')[2]}/"
+    found = [
+        (place, match[1]) for place in files.versions if (match := _IMAGE.search(above + place))
+    ]
     ours = [(place, number[folder]) for place, folder in sorted(found) if folder in number]
     there = {label for _, label in ours}
     missing = [folder for folder, label in number.items() if label not in there]
-    if missing:
+    if missing and not files.partial:
         raise files.wrong(
             f"{files.store.uri} has images of {len(there):,} of {len(number):,} classes, none in a "
             f"folder {missing[0]}; folders are named {such_as}"
         )
     classes, templates = imagenet_names()
     prompts = [[template.format(name) for template in templates] for _, name in classes]
-    images = stored_images(files, [place for place, _ in ours])
+    images = files.images([place for place, _ in ours])
     return Labelled(images, [label for _, label in ours], prompts)
 
 
@@ -94,7 +91,7 @@ def _cifar(files: Files, name: str, labels: str, classes: Sequence[str]) -> Labe
     pixels_NCHW = flat.reshape(-1, 3, _CIFAR_SIDE_PX, _CIFAR_SIDE_PX)
     spoken = [one.replace("_", " ") for one in classes]
     prompts = [[template.format(one) for template in _OF_CIFAR] for one in spoken]
-    images = PixelImages(name, pixels_NCHW.transpose(0, 2, 3, 1))
+    images = PixelImages(name, pixels_NCHW.transpose(0, 2, 3, 1), where=files.store.uri)
     return Labelled(images, [int(label) for label in kept[labels]], prompts)
 
 
@@ -105,10 +102,7 @@ def _unpickled(files: Files, name: str) -> Mapping[str, Any]:
     try:
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # whatever a damaged pickle leads to
-        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        raise files.wrong(
-            f"{files.store.uri}/{place} is damaged or cut (MD5 {md5}, should be {_MD5[name]})"
-        ) from error
+        raise files.wrong(f"{files.store.uri}/{place} is damaged or cut: {error}") from error
 
 
 class _Unpickler(pickle.Unpickler):

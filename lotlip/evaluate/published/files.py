@@ -10,6 +10,7 @@ from typing import Any
 
 from lotlip.data.store import Store, Version
 from lotlip.errors import DataError
+from lotlip.evaluate.published.sets import Pairs, StoredImages
 
 _READERS = 16
 _NAMED = 3
@@ -23,9 +24,9 @@ class Files:
     its path: `photos/sa_1.jpg` also as `dci/densely_captioned_images/photos/sa_1.jpg`.
     """
 
-    def __init__(self, store: Store, benchmark: str, source: str) -> None:
-        """`source` tells where the files come from."""
-        self.store = store
+    def __init__(self, store: Store, benchmark: str, source: str, *, partial: bool = False) -> None:
+        """`source` tells where files come from; `partial` leaves out images that are missing."""
+        self.store, self.partial = store, partial
         self._benchmark, self._source = benchmark, source
 
     @cached_property
@@ -78,7 +79,7 @@ class Files:
 
     def json_lines(self, place: str) -> Iterator[Any]:
         """Raises: DataError, also for a line that was cut."""
-        for number, line in enumerate(self.text(place).splitlines(), 1):
+        for number, line in enumerate(self.text(place).split("\n"), 1):
             if line.strip():
                 yield self._parsed(line, f"{place}, line {number}")
 
@@ -87,6 +88,33 @@ class Files:
         if not isinstance(record, dict) or name not in record:
             raise self.wrong(f"{self.store.uri}/{place} has an entry without {name!r}")
         return record[name]
+
+    def words(self, record: Any, name: str, place: str) -> str:
+        """A field that is a text; null is an empty one. Raises: DataError."""
+        found = self.field(record, name, place)
+        if found is not None and not isinstance(found, str):
+            raise self.wrong(f"{self.store.uri}/{place} has an entry whose {name!r} is no text")
+        return found or ""
+
+    def pairs(self, names: Sequence[str], texts: Sequence[str], image_of_T: Sequence[int]) -> Pairs:
+        """Images by their names, and texts. Raises: DataError if one is missing, or empty."""
+        if self.partial:
+            there = [place for place, name in enumerate(names) if self.has(name)]
+            number = {old: new for new, old in enumerate(there)}
+            kept = [t for t, image in enumerate(image_of_T) if image in number]
+            names, texts = [names[i] for i in there], [texts[t] for t in kept]
+            image_of_T = [number[image_of_T[t]] for t in kept]
+        images = self.images(self.find_all(names, "image"))
+        return Pairs(images, texts, image_of_T, names)
+
+    def images(self, places: Sequence[str]) -> StoredImages:
+        """Those at known places. Raises: DataError if one is empty."""
+        versions = [self.versions[place] for place in places]
+        empty = [p for p, one in zip(places, versions, strict=True) if not one.num_bytes]
+        if empty:
+            raise self.wrong(f"{self.store.uri}/{empty[0]} and {len(empty) - 1} more are empty")
+        told = [f"{one.num_bytes}.{one.tag}" for one in versions]
+        return StoredImages(self.store, places, told)
 
     def _parsed(self, text: str, place: str) -> Any:
         try:

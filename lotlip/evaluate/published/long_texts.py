@@ -9,7 +9,7 @@ import re
 
 from lotlip.captions import assemble_official
 from lotlip.evaluate.published.files import Files
-from lotlip.evaluate.published.sets import Pairs, StoredImages
+from lotlip.evaluate.published.sets import Pairs
 
 _ANNOTATION = re.compile(r"(?:^|/)annotations/[^/]+\.json$")
 _IIW_PARTS = {
@@ -40,7 +40,7 @@ def long_dci(files: Files, official: bool) -> Pairs:
     places = sorted(place for place in files.versions if _ANNOTATION.search(place))
     names, texts = [], []
     for place, entry in zip(places, files.jsons(places), strict=True):
-        if text := files.field(entry, "extra_caption", place):
+        if text := files.words(entry, "extra_caption", place):
             names.append(f"photos/{files.field(entry, 'image', place)}")
             texts.append(text)
     return _pairs(files, names, texts, official)
@@ -55,8 +55,10 @@ def iiw(files: Files, official: bool) -> Pairs:
             key = "image" if "image" in entry else "image/key"
             name = str(files.field(entry, key, place))
             name = name if ".jpg" in name else f"{name}.jpg"
-            names.append(_first_there(files, [f"{folder}/{name}" for folder in folders]))
-            texts.append(files.field(entry, "IIW", place))
+            # As the authors' script takes them where there is none of the test split.
+            known = [name, name.replace("test", "train")]
+            names.append(_first_there(files, [f"{f}/{one}" for one in known for f in folders]))
+            texts.append(files.words(entry, "IIW", place))
     return _pairs(files, names, texts, official)
 
 
@@ -65,7 +67,7 @@ def docci(files: Files, official: bool) -> Pairs:
     place = files.find("docci_descriptions.jsonlines")
     entries = [e for e in files.json_lines(place) if files.field(e, "split", place) == "test"]
     names = [f"images/{files.field(entry, 'image_file', place)}" for entry in entries]
-    texts = [files.field(entry, "description", place) for entry in entries]
+    texts = [files.words(entry, "description", place) for entry in entries]
     return _pairs(files, names, texts, official)
 
 
@@ -108,7 +110,7 @@ def _sharegpt4v(files: Files, official: bool, number: int) -> Pairs:
             raise files.wrong(f"{files.store.uri}/{place} has an entry without an answer")
         # The folders of SA-1B differ between its copies, its file names don't.
         names.append(str(files.field(entry, "image", place)).rpartition("/")[2])
-        texts.append(files.field(said[1], "value", place))
+        texts.append(files.words(said[1], "value", place))
     return _pairs(files, names, texts, official)
 
 
@@ -120,11 +122,4 @@ def _pairs(files: Files, names: list[str], texts: list[str], official: bool) -> 
     """One text an image."""
     if official:
         texts = [assemble_official(text) for text in texts]
-    return Pairs(stored_images(files, names), texts, range(len(texts)))
-
-
-def stored_images(files: Files, names: list[str]) -> StoredImages:
-    """Images by their names. Raises: DataError if one is missing."""
-    places = files.find_all(names, "image")
-    versions = [files.versions[place] for place in places]
-    return StoredImages(files.store, places, [f"{one.num_bytes}.{one.tag}" for one in versions])
+    return files.pairs(names, texts, range(len(texts)))

@@ -6,7 +6,7 @@ Shape suffixes: N images, T texts, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,7 +39,9 @@ class Asked:
     digest: str
     """Of texts and names of images: two results with the same one are of the same questions."""
     num_cut: int
-    """Texts that were longer than that."""
+    """Texts, or classes by their prompts, that were longer than that."""
+    splits_sentences: bool
+    """Whether the model's tokenizer heeds the protocol."""
 
     @property
     def how(self) -> str:
@@ -56,6 +58,8 @@ class Result:
     """By names such as `text_to_image_r1`."""
     medians: Mapping[str, Interval] = field(default_factory=dict)
     """Median ranks, 1 being the best, by names such as `text_to_image_median_rank`."""
+    changes: Mapping[str, Interval] = field(default_factory=dict)
+    """What is lost, or won, by changed texts against the same ones as they are, in pairs."""
 
     @cached_property
     def shares(self) -> dict[str, Interval]:
@@ -66,9 +70,9 @@ class Result:
 def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
     """A long benchmark's texts changed so as to show which of their sentences a model uses.
 
-    Source: the first sentence of a long caption tends to sum it up, and a model that goes by it
-    alone is short-sighted. `headless` lacks it, `moved` has it at the end, `sentence_2` is the
-    second one alone. A text that can't be changed so is left out: it is empty.
+    The first sentence of a long caption tends to sum it up, and a model that goes by it alone is
+    short-sighted (arXiv 2602.22419). `headless` lacks it, `moved` has it at the end, `sentence_2`
+    is the second one alone. A text that can't be changed so is left out: it is empty.
     """
     sentences = [split_sentences(text) for text in texts]
     several = [of_text if len(of_text) > 1 else [] for of_text in sentences]
@@ -114,16 +118,32 @@ def retrieval(
 
 
 def variant_retrieval(
-    pairs: Pairs, variant: Sequence[str], image_ND: Tensor, text_PD: Tensor
-) -> Answers:
-    """Whether changed texts still find their images first.
+    pairs: Pairs,
+    variant: Sequence[str],
+    fits_T: Tensor,
+    image_ND: Tensor,
+    text_PD: Tensor,
+    whole: Answers,
+) -> tuple[Answers, Interval] | None:
+    """Whether changed texts still find their images first, and how much less often than `whole`.
 
-    `text_PD` are the features of those that are not empty, in their order; there is one at least.
+    Of texts that fit as they are: of one that is cut, a change also brings in what was cut off.
+    `text_PD` are the features of those that are not empty, in their order. None if nothing is left.
     """
-    there = [place for place, text in enumerate(variant) if text]
-    changed = Pairs(pairs.images, [variant[i] for i in there], [pairs.image_of_T[i] for i in there])
-    ranks = retrieval_ranks(text_PD, image_ND, right_images(changed, duplicates=True))
-    return answers_at(ranks, 1, clusters=np.asarray(changed.image_of_T))
+    there = torch.tensor([place for place, text in enumerate(variant) if text], dtype=torch.int64)
+    fits_P = fits_T[there]
+    chosen = there[fits_P].tolist()
+    if not chosen:
+        return None
+    changed = replace(
+        pairs,
+        texts=[variant[place] for place in chosen],
+        image_of_T=[pairs.image_of_T[place] for place in chosen],
+    )
+    ranks = retrieval_ranks(text_PD[fits_P], image_ND, right_images(changed, duplicates=True))
+    clusters = np.asarray(changed.image_of_T)
+    found = answers_at(ranks, 1, clusters=clusters)
+    return found, found.beyond(Answers(whole.hits_Q[chosen], clusters))
 
 
 def classification(

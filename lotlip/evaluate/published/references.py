@@ -35,26 +35,26 @@ class Reference:
 
 
 SOURCES: Mapping[str, Source] = {
-    "lotlip": Source(
-        "README of github.com/wuw2019/LoTLIP at ac95a8d", "2024-11-26", "official, 128 tokens"
-    ),
+    "lotlip": Source("README of github.com/wuw2019/LoTLIP at ac95a8d", "2024-11-26", "official"),
     "lotlip-paper": Source(
         "tables of LoTLIP's project page, github.com/wuw2019/lot-lip (arXiv 2410.05249)",
         "2024-10",
-        "official, 128 tokens",
+        "official; of short texts not released",
     ),
-    "fgclip2": Source("FG-CLIP 2, table 4 (arXiv 2510.10921)", "2025-10", "own, 248 tokens"),
-    "himo": Source("HiMo-CLIP, tables 1 and 2 (AAAI 2026)", "2026", "own, 248 tokens"),
+    "fgclip2": Source(
+        "FG-CLIP 2, table 4 (arXiv 2510.10921); MSCOCO there is a validation set", "2025-10", "own"
+    ),
+    "himo": Source("HiMo-CLIP, tables 1 and 2 (AAAI 2026)", "2026", "own"),
     "debias": Source(
         "DeBias-CLIP (arXiv 2602.22419, github.com/TRAILab/DeBias-CLIP at 18a06c9), as quoted by "
         "a report that reproduced it",
         "2026-02",
-        "own, 248 tokens",
+        "own",
     ),
     "openclip": Source(
         "docs/openclip_results.csv and openclip_retrieval_results.csv of open_clip at f862f86",
         "2024",
-        "DataComp's, 77 tokens (SigLIP: 64)",
+        "DataComp's",
     ),
 }
 

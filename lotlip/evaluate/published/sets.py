@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -21,6 +21,11 @@ from lotlip.data.store import Store
 
 class Images(Protocol):
     """The images of a benchmark, read one by one."""
+
+    @property
+    def where(self) -> str:
+        """The address below which they lie."""
+        ...
 
     @property
     def names(self) -> Sequence[str]:
@@ -49,6 +54,10 @@ class StoredImages:
     names: Sequence[str]
     versions: Sequence[str]
 
+    @property
+    def where(self) -> str:
+        return self.store.uri
+
     def read(self, place: int) -> bytes:
         return self.store.read(self.names[place])
 
@@ -64,6 +73,7 @@ class PixelImages:
     pixels_NHWC: np.ndarray
     first: int = 0
     """The place of its first image in the whole."""
+    where: str = ""
 
     @property
     def names(self) -> Sequence[str]:
@@ -80,7 +90,7 @@ class PixelImages:
         return buffer.getvalue()
 
     def part(self, start: int, stop: int) -> PixelImages:
-        return PixelImages(self.name, self.pixels_NHWC[start:stop], self.first + start)
+        return replace(self, pixels_NHWC=self.pixels_NHWC[start:stop], first=self.first + start)
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,13 @@ class Pairs:
     """As the protocol has them, [T]."""
     image_of_T: Sequence[int]
     """Which image each text was written for."""
+    names: Sequence[str]
+    """Of the images, as the benchmark has them, wherever they lie: [N]."""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of texts and of the images' names: equal where the same was asked."""
-        return _digest([*self.images.names], [*self.texts], [*self.image_of_T])
+        return _digest([*self.names], [*self.texts], [*self.image_of_T])
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,9 @@ class Labelled:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of prompts, labels and the images' names."""
-        return _digest([*self.images.names], [*self.labels], [list(p) for p in self.prompts])
+        """SHA-256 of prompts, labels and the images' file names."""
+        names = [name.rpartition("/")[2] for name in self.images.names]
+        return _digest(names, [*self.labels], [list(p) for p in self.prompts])
 
 
 def _digest(*parts: object) -> str:

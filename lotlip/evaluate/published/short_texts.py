@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from lotlip.evaluate.published.files import Files
-from lotlip.evaluate.published.long_texts import stored_images
 from lotlip.evaluate.published.sets import Pairs
 
 _CAPTIONS = 5
@@ -33,10 +32,10 @@ def _karpathy(files: Files, annotations: str, folders: tuple[str, ...]) -> Pairs
     image_of_T: list[int] = []
     for number, entry in enumerate(test):
         said = files.field(entry, "sentences", place)[:_CAPTIONS]
-        texts += [str(files.field(one, "raw", place)) for one in said]
+        texts += [files.words(one, "raw", place) for one in said]
         image_of_T += [number] * len(said)
     names = [_image(files, entry, place, folders) for entry in test]
-    return Pairs(stored_images(files, names), texts, image_of_T)
+    return files.pairs(names, texts, image_of_T)
 
 
 def _image(files: Files, entry: Any, place: str, folders: tuple[str, ...]) -> str:

@@ -6,8 +6,9 @@ One model's figures under two protocols are two results: the same weights of LoT
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lotlip.data.store import Store
@@ -37,6 +38,8 @@ class Published:
     """What a text is made of."""
     quirk: str = ""
     """What the authors' code does beyond cutting texts at every full stop."""
+    md5: Mapping[str, str] = field(default_factory=dict)
+    """Of files whose sums are published."""
     source: str
 
 
@@ -203,6 +206,10 @@ PUBLISHED: Mapping[str, Published] = {
         num_texts=10,
         files="cifar-10-batches-py/{test_batch,batches.meta}",
         assembly="18 templates of CLIP, their mean",
+        md5={
+            "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
+            "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
         source=f"{_CIFAR} (cifar-10-python.tar.gz)",
     ),
     "cifar100": Published(
@@ -213,6 +220,10 @@ PUBLISHED: Mapping[str, Published] = {
         num_texts=100,
         files="cifar-100-python/{test,meta}",
         assembly="18 templates of CLIP, their mean",
+        md5={
+            "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "cifar-100-python/meta": "7973b15100ade9c7d40fb424638fde48",
+        },
         source=f"{_CIFAR} (cifar-100-python.tar.gz)",
     ),
 }
@@ -226,16 +237,33 @@ def read_published(
     Raises: DataError that names what is missing and where to get it.
     """
     about = PUBLISHED[name]
-    files = Files(store, name, about.source)
-    found = about.read(files, official)
+    files = Files(store, name, about.source, partial=partial)
+    try:
+        found = about.read(files, official)
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+        raise files.wrong(f"{store.uri} is not laid out as published ({error!r})") from error
     num_images = len(found.images.names)
     num_texts = len(found.texts if isinstance(found, Pairs) else found.prompts)
     if num_images == 0:
         raise files.wrong(f"{store.uri} has none of its images")
-    whole = (about.num_images or num_images, about.num_texts or num_texts)
-    if (num_images, num_texts) != whole and not partial:
+    whole = about.num_images, about.num_texts
+    is_more = num_images > whole[0] or num_texts > whole[1]
+    if is_more or ((num_images, num_texts) != whole and not partial):
         raise files.wrong(
             f"{store.uri} has {num_images:,} images and {num_texts:,} texts, the whole is "
-            f"{whole[0]:,} and {whole[1]:,}: --partial takes what is there"
+            f"{whole[0]:,} and {whole[1]:,}{'' if is_more else ': --partial takes what is there'}"
         )
+    if not partial:
+        _check_sums(files, about.md5)
     return found
+
+
+def _check_sums(files: Files, sums: Mapping[str, str]) -> None:
+    """Raises: DataError for a file that isn't the published one."""
+    for name, md5 in sums.items():
+        place = files.find(name)
+        content = files.store.read(place)
+        if (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+            raise files.wrong(
+                f"{files.store.uri}/{place} is not as published (MD5 {found}, should be {md5})"
+            )

@@ -69,7 +69,9 @@ def test_words_are_whole_and_corners_are_compared(model_folder: Path):
     view = view_attention(lotlip.load(model_folder), CAPTION)
     assert view.readers == ["[CLS]", "Corner 0", "Corner 1"]
     assert view.words[:5] == ["a", "castle", "on", "a", "hill"]
-    assert "[SEP]" in view.words, "between the sentences"
+    separators = [place for place, word in enumerate(view.words) if word == "[SEP]"]
+    assert len(separators) == 2, "between the sentences, and at the end"
+    assert view.weights_RW[:, separators].max() == 0
     assert not any(word.startswith("##") for word in view.words)
     assert view.weights_RW.shape == (3, len(view.words))
     np.testing.assert_allclose(view.weights_RW.sum(axis=1), 1, atol=1e-5)

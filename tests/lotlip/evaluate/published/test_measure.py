@@ -27,7 +27,11 @@ def benchmarks(draw: st.DrawFn) -> tuple[Pairs, torch.Tensor, torch.Tensor]:
     image_ND = torch.tensor([draw(numbers) for _ in range(num_images)]).float()
     text_TD = torch.tensor([draw(numbers) for _ in of_image]).float()
     names = [str(image) for image in range(num_images)]
-    return Pairs(StoredImages(FolderStore("."), names, names), texts, of_image), image_ND, text_TD
+    return (
+        Pairs(StoredImages(FolderStore("."), names, names), texts, of_image, names),
+        image_ND,
+        text_TD,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -69,7 +73,7 @@ def test_recall_is_that_of_counting_by_hand(
 def test_captions_are_told_apart_by_their_length():
     texts = ["word " * number for number in (1, 49, 50, 199, 200, 999)]
     names = [str(n) for n in range(6)]
-    pairs = Pairs(StoredImages(FolderStore("."), names, names), texts, range(6))
+    pairs = Pairs(StoredImages(FolderStore("."), names, names), texts, range(6), names)
     features = torch.eye(6)
     features[3] = 1 / 6**0.5  # that of 199 words says nothing
     answers, _ = retrieval(pairs, torch.eye(6), features, duplicates=True, by_length=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from published_sets import (
+    ELSEWHERE,
     NUM,
     ByHand,
     make_cifar,
@@ -23,6 +25,8 @@ from published_sets import (
     make_sharegpt4v,
     make_urban1k,
     said,
+    write_json,
+    write_lines,
 )
 
 from lotlip.data.store import FolderStore
@@ -128,20 +132,37 @@ def test_what_a_model_reads_of_a_caption_is_found_out(tmp_path: Path):
     make_dci(tmp_path)
     pairs = read(tmp_path, "dci")
     assert isinstance(pairs, Pairs)
-    changed = variants_of(pairs.texts)
-    shares = {}
-    for name, texts in changed.items():
-        there = [text for text in texts if text]
-        if there:
-            features, _ = MODEL.embed_texts(there, **HOW)
-            one = variant_retrieval(pairs, texts, seen(pairs.images), features)
-            shares[name] = Fraction(int(one.hits_Q.sum()), len(one.hits_Q))
+    images = seen(pairs.images)
+    texts, _ = MODEL.embed_texts(pairs.texts, **HOW)
+    answers, _ = retrieval(pairs, images, texts, duplicates=True, by_length=False)
+
+    def asked(fits: torch.Tensor) -> dict[str, tuple[Fraction, float]]:
+        shares = {}
+        for name, changed in variants_of(pairs.texts).items():
+            features, _ = MODEL.embed_texts([text for text in changed if text] or ["-"], **HOW)
+            found = variant_retrieval(
+                pairs, changed, fits, images, features, answers["text_to_image_r1"]
+            )
+            if found is not None:
+                one, change = found
+                share = Fraction(int(one.hits_Q.sum()), len(one.hits_Q))
+                shares[name] = share, round(11 * change.value)
+        return shares
+
+    shares = asked(torch.ones(NUM, dtype=torch.bool))
+    assert shares["headless"][1] == -9, "of eleven ten are found as they are"
+    assert shares["moved"][1] == 0
+    shares = {name: share for name, (share, _) in shares.items()}
     assert shares == {
         "headless": Fraction(1, 11),  # one image has a single sentence, one is told of later
         "moved": Fraction(10, 11),
         "sentence_1": Fraction(10, 12),
         "sentence_2": Fraction(1, 11),
     }
+    only = torch.zeros(NUM, dtype=torch.bool)
+    only[pairs.texts.index(said(ELSEWHERE))] = True
+    assert asked(only)["headless"][0] == 1, "others were cut: nobody knows what a change does"
+    assert asked(torch.zeros(NUM, dtype=torch.bool)) == {}
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-v2"])
@@ -156,9 +177,12 @@ def test_folders_are_classes_by_their_names_not_by_their_order(tmp_path: Path, n
     assert len(labelled.prompts) == 1000
     assert labelled.prompts[0][:2] == ["a bad photo of a tench.", "a photo of many tench."]
     assert {len(prompts) for prompts in labelled.prompts} == {80}
+    inside = read(next(path for path in tmp_path.iterdir()), name)
+    assert inside.digest == labelled.digest, "given the folder itself"
     (next(tmp_path.rglob("*.[jJ]*"))).unlink()
+    assert len(read(tmp_path, name).images.names) == 999
     with pytest.raises(DataError, match=r"images of 999 of 1,000 classes, none in a folder"):
-        read(tmp_path, name)
+        read_published(FolderStore(tmp_path), name, official=False)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -173,16 +197,29 @@ def test_cifar_is_read_as_it_was_pickled(tmp_path: Path, name: str):
     assert {len(set(prompts)) for prompts in labelled.prompts} == {18}
     classes = classifier(lambda texts: MODEL.embed_texts(texts, **HOW)[0], labelled.prompts)
     found = classification(labelled, seen(labelled.images), classes)
-    assert found["top1"].hits_Q.tolist() == [1.0] * 11 + [0.0]
-    assert found["top5"].hits_Q.sum() == 12
+    num = 12 if name == "cifar100" else 10
+    assert found["top1"].hits_Q.tolist() == [1.0] * (num - 1) + [0.0]
+    assert found["top5"].hits_Q.sum() == num
 
 
 def test_a_pickle_that_wants_more_than_arrays_is_refused(tmp_path: Path):
     make_cifar(tmp_path, fine=False)
     batch = tmp_path / "cifar-10-batches-py" / "test_batch"
     batch.write_bytes(pickle.dumps(Path("/etc/passwd")))
-    with pytest.raises(DataError, match=r"is damaged or cut \(MD5 [0-9a-f]{32}, should be 40351d"):
+    with pytest.raises(DataError, match=r"is damaged or cut: .*no business in a data set; get it"):
         read(tmp_path, "cifar10")
+
+
+def test_files_whose_sums_are_published_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_cifar(tmp_path, fine=False)
+    about = PUBLISHED["cifar10"]
+    small = dataclasses.replace(about, num_images=10, num_texts=10)
+    monkeypatch.setitem(PUBLISHED, "cifar10", small)  # type: ignore[arg-type]
+    told = r"test_batch is not as published \(MD5 [0-9a-f]{32}, should be 40351d"
+    with pytest.raises(DataError, match=told):
+        read_published(FolderStore(tmp_path), "cifar10", official=False)
 
 
 def _remove(root: Path, pattern: str) -> None:
@@ -229,7 +266,7 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(
 ):
     harm(make(tmp_path))
     with pytest.raises(DataError, match=told) as error:
-        read(tmp_path, name)
+        read_published(FolderStore(tmp_path), name, official=False)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"benchmark {name}: ")
     assert PUBLISHED[name].source in str(error.value)
@@ -240,6 +277,47 @@ def test_half_of_a_benchmark_is_no_benchmark(tmp_path: Path):
     told = r"has 12 images and 12 texts, the whole is 7,805 and 7,805: --partial takes what"
     with pytest.raises(DataError, match=told):
         read_published(FolderStore(tmp_path), "dci", official=False)
+
+
+def test_a_part_is_what_is_there(tmp_path: Path):
+    make_karpathy(tmp_path, coco=False)
+    _remove(tmp_path, "1003.jpg")
+    pairs = read(tmp_path, "flickr30k")
+    assert isinstance(pairs, Pairs)
+    assert (len(pairs.images.names), len(pairs.texts)) == (11, 55)
+    assert max(pairs.image_of_T) == 10
+    assert "1003.jpg" not in " ".join(pairs.names)
+    assert pairs.texts[15] == "A view of 3.5 m."
+    assert said(4) in pairs.texts
+    assert said(3) not in pairs.texts
+
+
+def test_what_was_not_fetched_or_is_of_another_kind_is_told(tmp_path: Path):
+    make_docci(tmp_path)
+    (tmp_path / "images" / "test_00003.jpg").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"images/test_00003\.jpg and 0 more are empty; get it from"
+    ):
+        read(tmp_path, "docci")
+    write_lines(tmp_path / "docci_descriptions.jsonlines", [{"split": "test", "description": 3}])
+    with pytest.raises(DataError, match=r"has an entry without 'image_file'"):
+        read(tmp_path, "docci")
+    make_dci(tmp_path / "other")
+    write_json(tmp_path / "other" / "dci" / "densely_captioned_images" / "splits.json", [1])
+    with pytest.raises(DataError, match=r"is not laid out as published \(AttributeError"):
+        read(tmp_path / "other", "dci")
+
+
+def test_the_digest_tells_what_was_asked_wherever_it_lies(tmp_path: Path):
+    make_docci(tmp_path / "a")
+    make_docci(tmp_path / "b" / "deeper" / "still")
+    (tmp_path / "c").symlink_to(tmp_path / "a" / "images")
+    found = [read(tmp_path / name, "docci").digest for name in ("a", "b")]
+    assert found[0] == found[1]
+    (tmp_path / "b" / "deeper" / "still" / "images").rename(tmp_path / "moved")
+    (tmp_path / "b" / "images").symlink_to(tmp_path / "moved")
+    (tmp_path / "b" / "round").symlink_to(tmp_path / "b")
+    assert read(tmp_path / "b", "docci").digest == found[0], "through a link"
 
 
 def test_two_copies_of_a_file_are_told(tmp_path: Path):
