@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from servers import free_port
 
 from lotlip.data.scenes import make_sample
 from lotlip.data.shards import CaptionCount, write_dataset, write_shard
@@ -22,7 +23,8 @@ from lotlip_platform.train import train
 from lotlip_platform.train_config import TrainConfig
 
 pytestmark = pytest.mark.slow
-HEAD = {"num_cpus": 0, "include_dashboard": False}
+# Of a dashboard's port that is taken Ray leaves a socket open, even where it is to start none.
+HEAD = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": free_port()}
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
