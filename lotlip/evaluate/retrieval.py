@@ -42,6 +42,13 @@ class Answers:
             self.hits_Q, clusters=self.clusters_Q, num_resamples=num_resamples, seed=seed
         )
 
+    def are_of_the_same(self, other: Answers) -> bool:
+        """Whether the other ones are answers to the same queries, as far as can be told."""
+        return len(self.hits_Q) == len(other.hits_Q) and np.array_equal(
+            self.clusters_Q if self.clusters_Q is not None else [],
+            other.clusters_Q if other.clusters_Q is not None else [],
+        )
+
     def beyond(
         self, other: Answers, *, num_resamples: int = 1000, seed: int = 0, level: float = 0.95
     ) -> Interval:

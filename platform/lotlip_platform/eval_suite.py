@@ -159,7 +159,7 @@ def _differences(models: Sequence[Evaluated]) -> list[dict[str, Interval]]:
         {
             name: answers.beyond(theirs.answers[name])
             for name, answers in ours.answers.items()
-            if name in theirs.answers
+            if name in theirs.answers and answers.are_of_the_same(theirs.answers[name])
         }
         for ours, theirs in zip(first.results, second.results, strict=True)
     ]

@@ -129,10 +129,10 @@ def test_nothing_is_embedded_twice(config: SuiteConfig, monkeypatch: pytest.Monk
         with pytest.raises(DataError, match=r"is damaged .*: remove it, and run again"):
             evaluate_suite(config, Shown(), quiet)
     place.unlink()
-    picture = next(Path(config.benches["dci"]).rglob("sa_3.jpg"))
-    picture.write_bytes(picture.read_bytes()[:300])
+    picture = next(Path(config.benches["dci"]).rglob("sa_4.jpg"))
+    picture.write_bytes(picture.read_bytes()[:400])
     with pytest.raises(
-        DataError, match=r"not fetched whole: .*/dci/.*photos/sa_3\.jpg: image does"
+        DataError, match=r"not fetched whole: .*/dci/.*photos/sa_4\.jpg: image does"
     ):
         evaluate_suite(config, Shown(), quiet)
 

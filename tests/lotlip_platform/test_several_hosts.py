@@ -144,7 +144,7 @@ def test_a_run_whose_workers_cable_is_cut_ends_as_one_that_was_left_alone(
     cluster.wait_for(undisturbed, r"run      [0-9a-f]{32} at http://10\.77\.0\.1:5000")
 
     cut = cluster.submit("name=cut")
-    cluster.wait_for(cut, f"step 5 of {STEPS}", "--rank", "1")
+    cluster.wait_for(cut, f"step 10 of {STEPS}", "--rank", "1")
     worker = cluster.workers[1]
     worker.unplug()
     try:
