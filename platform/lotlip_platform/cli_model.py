@@ -43,35 +43,7 @@ def add_verbs(verbs: Any) -> None:
     profile.add_argument("--json", action="store_true")
     profile.set_defaults(run=_profile)
 
-    evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
-    evaluate.add_argument(
-        "model", help=f"{MODEL_HELP}; for published benchmarks also hf:FOLDER, open_clip:ARCH:FILE"
-    )
-    evaluate.add_argument(
-        "--bench",
-        action="append",
-        required=True,
-        metavar="NAME=URI",
-        help="scenes or retrieval with a data set, or a published one with the folder of its files",
-    )
-    evaluate.add_argument(
-        "--protocol",
-        action="append",
-        choices=("official", "clean"),
-        help="official: captions split as the authors' code does; clean: whole (default: both for "
-        "published benchmarks, clean for data sets)",
-    )
-    evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
-    published = evaluate.add_argument_group("published benchmarks (docs/evaluation.md)")
-    published.add_argument(
-        "--context", type=int, metavar="TOKENS", help="read so many; default 128 and 512"
-    )
-    published.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
-    published.add_argument("--partial", action="store_true", help="take what is there of them")
-    published.add_argument("--workers", type=int, default=0, help="Ray workers; default: none")
-    published.add_argument("--cache", default="", metavar="URI", help="where features are kept")
-    evaluate.add_argument("--json", action="store_true")
-    evaluate.set_defaults(run=_eval)
+    _add_eval(verbs)
 
     search = verbs.add_parser("search", help="find images by a long description")
     search.add_argument("model", help=MODEL_HELP)
@@ -103,6 +75,38 @@ def add_verbs(verbs: Any) -> None:
         "--bert", default="bert-base-uncased", help="folder or hub name with its vocabulary"
     )
     convert.set_defaults(run=_convert)
+
+
+def _add_eval(verbs: Any) -> None:
+    evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
+    evaluate.add_argument(
+        "model", help=f"{MODEL_HELP}; for published benchmarks also hf:FOLDER, open_clip:ARCH:FILE"
+    )
+    evaluate.add_argument(
+        "--bench",
+        action="append",
+        required=True,
+        metavar="NAME=URI",
+        help="scenes or retrieval with a data set, or a published one with the folder of its files",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        action="append",
+        choices=("official", "clean"),
+        help="official: captions split as the authors' code does; clean: whole (default: both for "
+        "published benchmarks, clean for data sets)",
+    )
+    evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
+    published = evaluate.add_argument_group("published benchmarks (docs/evaluation.md)")
+    published.add_argument(
+        "--context", type=int, metavar="TOKENS", help="read so many; default 128 and 512"
+    )
+    published.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
+    published.add_argument("--partial", action="store_true", help="take what is there of them")
+    published.add_argument("--workers", type=int, default=0, help="Ray workers; default: none")
+    published.add_argument("--cache", default="", metavar="URI", help="where features are kept")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run=_eval)
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:

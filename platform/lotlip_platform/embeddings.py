@@ -16,7 +16,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,10 @@ def text_pieces(texts: Sequence[str], reading: Reading) -> list[Piece]:
     parts = [list(texts[start : start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
     return [
         Piece(
-            name=_name("texts", part, *_how(reading)), size=len(part), texts=part, reading=reading
+            name=_name("texts", part, *astuple(reading)),
+            size=len(part),
+            texts=part,
+            reading=reading,
         )
         for part in parts
     ]
@@ -92,7 +95,7 @@ def class_pieces(prompts: Sequence[Sequence[str]], reading: Reading) -> list[Pie
     ]
     return [
         Piece(
-            name=_name("classes", part, *_how(reading)),
+            name=_name("classes", part, *astuple(reading)),
             size=len(part),
             prompts=part,
             reading=reading,
@@ -115,7 +118,9 @@ class FeatureCache:
         total = sum(piece.size for piece in wanted.values())
         done = total - sum(piece.size for piece in missing)
         told(done, total)
-        for size in self._embed(missing) if missing else ():
+        if not missing:
+            return
+        for size in self._embed(missing):
             done += size
             told(done, total)
         there = set(self._store.list())
@@ -242,10 +247,7 @@ def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, Tensor]:
             ) from error
         return features_ND, torch.zeros(len(names), dtype=torch.bool)
     assert piece.reading is not None, "texts are read in some way"
-    how: dict[str, Any] = {
-        "context_length": piece.reading.context_length,
-        "official": piece.reading.official,
-    }
+    how = asdict(piece.reading)
     if piece.texts:
         return encoder.embed_texts(piece.texts, **how)
     cut: list[Tensor] = []
@@ -257,10 +259,6 @@ def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, Tensor]:
 
     features_CD = classifier(encode, piece.prompts)
     return features_CD, torch.cat(cut).unflatten(0, (len(piece.prompts), -1)).any(dim=1)
-
-
-def _how(reading: Reading) -> tuple[object, ...]:
-    return reading.context_length, reading.official
 
 
 def _name(*parts: object) -> str:

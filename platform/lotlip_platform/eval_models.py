@@ -11,11 +11,6 @@ from lotlip.evaluate.encoders import (
 )
 from lotlip_platform.registry import fetch
 
-MODELS_HELP = (
-    "any name of a model of this project, or hf:FOLDER (CLIP, SigLIP), or "
-    "open_clip:ARCHITECTURE:CHECKPOINT"
-)
-
 
 def encoder_of(model: str) -> Encoder:
     """Raises: LotlipError."""

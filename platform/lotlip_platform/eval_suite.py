@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lotlip.errors import ConfigError
@@ -125,7 +125,7 @@ def evaluate_suite(config: SuiteConfig, told: Told, note: Callable[[str], None])
         ]
         suite = Suite(models=models, differences=_differences(models))
         _log(tracked.run, suite)
-    return Suite(models=models, differences=suite.differences, run_id=tracked.run_id)
+    return replace(suite, run_id=tracked.run_id)
 
 
 def _evaluated(
@@ -195,8 +195,7 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
         tracked = _Tracked(run)
         yield tracked
     tracked.run_id = kept.sent().run_id
-    if kept.is_sent:
-        kept.remove_if_sent()
+    kept.remove_if_sent()
 
 
 def _log(run: TrackedRun, suite: Suite) -> None:
