@@ -8,16 +8,16 @@ Shape suffixes: N samples, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lotlip.captions import assemble_official, split_sentences
+from lotlip.captions import split_sentences
 from lotlip.data import scenes
 from lotlip.data.manifest import Manifest
 from lotlip.data.sample import Sample
@@ -79,11 +79,15 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """The features of a benchmark's samples, all [N, D]."""
+    """What a model makes of a benchmark's samples."""
 
     image_ND: Tensor
     short_ND: Tensor
     long_ND: Tensor
+    headless_ND: Tensor
+    """Of long captions without their first sentence."""
+    classes: Mapping[str, Tensor] = field(default_factory=dict)
+    """A classifier [C, D] for each task of `Benchmark.prompts`."""
 
 
 def read_benchmark(
@@ -116,44 +120,57 @@ class Benchmark:
     """
 
     def __init__(self, name: str, samples: Sequence[Sample]) -> None:
-        """Raises: ConfigError for an unknown name."""
+        """Raises: ConfigError for an unknown name, DataError for samples that don't fit it."""
         if name not in BENCHMARKS:
             raise ConfigError(f"there is no benchmark {name}: choose from {', '.join(BENCHMARKS)}")
         self.name, self.samples = name, samples
-        self._long = [long_caption(sample) for sample in samples]
         self._pooled: tuple[ImageTower, Tensor] | None = None
+        if name == "scenes":
+            self._pictured, self._facts = _scenes_of(samples)
 
-    def meet(self, model: LoTLIP, *, official_text: bool = False) -> tuple[Report, Features]:
-        """In a process group, all workers call it and all get the answer.
+    @cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """What is read of each sample: `short`, `long` and `headless`, each [N]."""
+        long = [long_caption(sample) for sample in self.samples]
+        return {
+            "short": [sample.short for sample in self.samples],
+            "long": long,
+            "headless": [_without_first_sentence(caption) for caption in long],
+        }
 
-        `official_text` reads captions as the authors' benchmarks do, decimals and abbreviations
-        cut at their full stops: for figures to be compared with theirs.
+    @property
+    def prompts(self) -> dict[str, list[list[str]]]:
+        """Of zero-shot tasks: of each class, equally many prompts."""
+        if self.name != "scenes":
+            return {}
+        classes = {"class": scenes.CLASSES, "colour_class": scenes.label_classes()}
+        return {
+            task: [scenes.class_prompts(phrase) for phrase in phrases]
+            for task, phrases in classes.items()
+        }
 
-        Raises: DataError for samples that don't fit the benchmark.
-        """
-        shorts = [sample.short for sample in self.samples]
-        headless = [_without_first_sentence(caption) for caption in self._long]
-
-        def encode(texts: Sequence[str]) -> Tensor:
-            if official_text:
-                texts = [assemble_official(text) for text in texts]
-            return embed_texts(model, texts, official=official_text)
-
+    def meet(self, model: LoTLIP) -> tuple[Report, Features]:
+        """In a process group, all workers call it and all get the answer."""
+        encode = partial(embed_texts, model)
         features = Features(
             image_ND=project_images(model, self._pooled_by(model)),
-            short_ND=encode(shorts),
-            long_ND=encode(self._long),
+            **{f"{name}_ND": encode(texts) for name, texts in self.texts.items()},
+            classes={task: classifier(encode, prompts) for task, prompts in self.prompts.items()},
         )
-        images_ND = features.image_ND
-        answers = _prefixed("long", _caption_retrieval(images_ND, features.long_ND, self._long))
-        found = _caption_retrieval(images_ND, encode(headless), headless)
+        answers = self.answers(features)
+        report = Report(benchmark=self.name, num_samples=len(self.samples), answers=answers)
+        return report, features
+
+    def answers(self, features: Features) -> dict[str, Answers]:
+        """By names such as `long_text_to_image_r1`."""
+        image_ND, texts = features.image_ND, self.texts
+        answers = _prefixed("long", _caption_retrieval(image_ND, features.long_ND, texts["long"]))
+        found = _caption_retrieval(image_ND, features.headless_ND, texts["headless"])
         answers |= {f"headless_text_to_image_r{k}": found[f"text_to_image_r{k}"] for k in RECALL_AT}
         if self.name == "scenes":
-            answers |= self._scene_answers(model, features)
-        else:
-            short = _caption_retrieval(images_ND, features.short_ND, shorts)
-            answers |= _prefixed("short", short)
-        return Report(benchmark=self.name, num_samples=len(shorts), answers=answers), features
+            return answers | self._scene_answers(features)
+        short = _caption_retrieval(image_ND, features.short_ND, texts["short"])
+        return answers | _prefixed("short", short)
 
     def _pooled_by(self, model: LoTLIP) -> Tensor:
         tower = model.image_tower
@@ -165,19 +182,15 @@ class Benchmark:
             self._pooled = tower, pooled_ND
         return pooled_ND
 
-    def _scene_answers(self, model: LoTLIP, features: Features) -> dict[str, Answers]:
-        def encode(texts: Sequence[str]) -> Tensor:
-            return embed_texts(model, texts)
-
+    def _scene_answers(self, features: Features) -> dict[str, Answers]:
         answers = _prefixed("short", self._fact_retrieval(features))
-        tasks: list[tuple[str, Sequence[str], Callable[[scenes.Scene], int]]] = [
-            ("class", scenes.CLASSES, lambda scene: scenes.CLASSES.index(scene.kind)),
-            ("colour_class", scenes.label_classes(), scenes.label_index),
-        ]
-        for task, phrases, label in tasks:
-            prompts = [scenes.class_prompts(phrase) for phrase in phrases]
-            labels_N = torch.tensor([label(scene) for scene in self._pictured])
-            found = zero_shot_answers(features.image_ND, classifier(encode, prompts), labels_N)
+        labels: dict[str, Callable[[scenes.Scene], int]] = {
+            "class": lambda scene: scenes.CLASSES.index(scene.kind),
+            "colour_class": scenes.label_index,
+        }
+        for task, classifier_CD in features.classes.items():
+            labels_N = torch.tensor([labels[task](scene) for scene in self._pictured])
+            found = zero_shot_answers(features.image_ND, classifier_CD, labels_N)
             answers |= _prefixed(f"{task}_zero_shot", found)
         return answers
 
@@ -197,25 +210,28 @@ class Benchmark:
         }
 
     @cached_property
-    def _pictured(self) -> list[scenes.Scene]:
-        return [scenes.Scene.from_json(self._extra(sample, "scene")) for sample in self.samples]
-
-    @cached_property
     def _true(self) -> tuple[list[int], Tensor]:
         """Which short captions state something, and of which scenes each of them is true."""
-        facts = [self._extra(sample, "facts") for sample in self.samples]
-        telling = [index for index, stated in enumerate(facts) if stated]
-        rows = [[scenes.is_true_of(facts[i], scene) for scene in self._pictured] for i in telling]
+        telling = [index for index, stated in enumerate(self._facts) if stated]
+        rows = [
+            [scenes.is_true_of(self._facts[i], scene) for scene in self._pictured] for i in telling
+        ]
         return telling, torch.tensor(rows)
 
-    @staticmethod
-    def _extra(sample: Sample, name: str) -> Any:
+
+def _scenes_of(samples: Sequence[Sample]) -> tuple[list[scenes.Scene], list[Any]]:
+    """What each sample shows, and the facts that its short caption states. Raises: DataError."""
+
+    def extra(sample: Sample, name: str) -> Any:
         if name not in sample.extra:
             raise DataError(
                 f"the benchmark scenes needs samples of lotlip data scenes, sample {sample.key} "
                 f"has no {name!r}"
             )
         return sample.extra[name]
+
+    pictured = [scenes.Scene.from_json(extra(sample, "scene")) for sample in samples]
+    return pictured, [extra(sample, "facts") for sample in samples]
 
 
 def long_caption(sample: Sample) -> str:

@@ -67,21 +67,21 @@ class LoTLIPEncoder:
     splits_sentences = True
 
     def __init__(self, model: LoTLIP) -> None:
-        self._model = model.to(best_device())
-        self.digest = export.digest(self._model)
+        self.model = model.to(best_device())
+        self.digest = export.digest(self.model)
 
     @property
     def longest_text(self) -> int:
-        return self._model.config.text.num_positions
+        return self.model.config.text.num_positions
 
     def embed_images(self, encoded: Sequence[bytes], names: Sequence[str]) -> Tensor:
-        return normalize(embed_images(self._model, encoded, names), dim=-1)
+        return normalize(embed_images(self.model, encoded, names), dim=-1)
 
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
     ) -> tuple[Tensor, Tensor]:
-        features = embed_texts(self._model, texts, official=official, context_length=context_length)
-        tokenizer = self._model.tokenizer
+        features = embed_texts(self.model, texts, official=official, context_length=context_length)
+        tokenizer = self.model.tokenizer
         assert tokenizer is not None, "a model that was loaded has its tokenizer"
         lengths = [tokenizer.full_length(text, official=official) for text in texts]
         return normalize(features, dim=-1), torch.tensor(lengths) > context_length
@@ -139,8 +139,11 @@ class HuggingFaceEncoder:
                 return_tensors="pt",
             )
             if self._model.config.model_type.startswith("siglip"):
-                # It was trained on texts padded to the full length, and reads no mask.
-                ids = tokenizer.pad(ids, padding="max_length", max_length=self.longest_text)
+                # It was trained on texts padded to the full length, padding being read as well.
+                del ids["attention_mask"]
+                ids = tokenizer.pad(
+                    *(ids, "max_length", self.longest_text), return_attention_mask=False
+                )
             return _features(self._model.get_text_features(**ids.to(_on(self._model))))
 
         lengths = [len(tokenizer(text, verbose=False)["input_ids"]) for text in texts]

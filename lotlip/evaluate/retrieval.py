@@ -20,7 +20,7 @@ _WEIGHTS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its confidence interval."""
+    """A number and the ends of its confidence interval."""
 
     value: float
     low: float
@@ -44,10 +44,7 @@ class Answers:
 
     def are_of_the_same(self, other: Answers) -> bool:
         """Whether the other ones are answers to the same queries, as far as can be told."""
-        return len(self.hits_Q) == len(other.hits_Q) and np.array_equal(
-            self.clusters_Q if self.clusters_Q is not None else [],
-            other.clusters_Q if other.clusters_Q is not None else [],
-        )
+        return len(self.hits_Q) == len(other.hits_Q) and _equal(self.clusters_Q, other.clusters_Q)
 
     def beyond(
         self, other: Answers, *, num_resamples: int = 1000, seed: int = 0, level: float = 0.95
@@ -68,6 +65,52 @@ class Answers:
             seed=seed,
             level=level,
         )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The rank of each query's best right item, 1 being the best, in the benchmark's order."""
+
+    ranks_Q: np.ndarray
+    """[Q] int64."""
+    clusters_Q: np.ndarray | None = None
+    """As for `bootstrap`."""
+
+    def __post_init__(self) -> None:
+        if self.ranks_Q.ndim != 1 or len(self.ranks_Q) == 0:
+            raise DataError(
+                f"a median needs one or more ranks, got an array {list(self.ranks_Q.shape)}"
+            )
+
+    def median(self, *, num_resamples: int = 1000, seed: int = 0) -> Interval:
+        """The median, the lower one of two, with its 95% interval by the percentile bootstrap."""
+        drawn = self._medians(num_resamples, seed)
+        return _percentiles(_lower_median(self.ranks_Q), drawn)
+
+    def beyond(self, other: Ranks, *, num_resamples: int = 1000, seed: int = 0) -> Interval:
+        """This median less another model's on the same queries, by the paired bootstrap.
+
+        Raises: DataError if the queries are not the same.
+        """
+        if len(self.ranks_Q) != len(other.ranks_Q) or not _equal(self.clusters_Q, other.clusters_Q):
+            raise DataError("ranks of different queries can't be compared in pairs")
+        drawn = self._medians(num_resamples, seed) - other._medians(num_resamples, seed)
+        return _percentiles(_lower_median(self.ranks_Q) - _lower_median(other.ranks_Q), drawn)
+
+    def _medians(self, num_resamples: int, seed: int) -> np.ndarray:
+        """Of resamples; equal queries are drawn equally often for the same seed."""
+        clusters = np.arange(len(self.ranks_Q)) if self.clusters_Q is None else self.clusters_Q
+        _, cluster = np.unique(clusters, return_inverse=True)
+        num_clusters = int(cluster.max()) + 1
+        order = np.argsort(self.ranks_Q, kind="stable")
+        in_order, of_item = self.ranks_Q[order], cluster[order]
+        rng = np.random.default_rng(seed)
+        medians = []
+        for _ in range(num_resamples):
+            drawn = rng.integers(num_clusters, size=num_clusters)
+            times = np.bincount(drawn, minlength=num_clusters)[of_item].cumsum()
+            medians.append(in_order[np.searchsorted(times, times[-1] / 2)])
+        return np.array(medians)
 
 
 def answers_at(ranks: Tensor, k: int, *, clusters: np.ndarray | None = None) -> Answers:
@@ -119,37 +162,6 @@ def bootstrap(
     return Interval(float(total / size), float(low), float(high))
 
 
-def median_rank(
-    ranks: np.ndarray,
-    *,
-    clusters: np.ndarray | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """The median of ranks, the lower one of two, with its percentile bootstrap interval.
-
-    `clusters` as for `bootstrap`. Raises: DataError if there is no rank.
-    """
-    if ranks.ndim != 1 or len(ranks) == 0:
-        raise DataError(f"a median needs one or more ranks, got an array {list(ranks.shape)}")
-    if clusters is None:
-        clusters = np.arange(len(ranks))
-    order = np.argsort(ranks, kind="stable")
-    in_order = ranks[order]
-    _, cluster = np.unique(clusters, return_inverse=True)
-    num_clusters, of_item = int(cluster.max()) + 1, cluster[order]
-    rng = np.random.default_rng(seed)
-    medians = []
-    for _ in range(num_resamples):
-        drawn = rng.integers(num_clusters, size=num_clusters)
-        times = np.bincount(drawn, minlength=num_clusters)[of_item].cumsum()
-        medians.append(in_order[np.searchsorted(times, times[-1] / 2)])
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    middle = in_order[(len(ranks) - 1) // 2]
-    return Interval(float(middle), float(low), float(high))
-
-
 def retrieval_answers(
     image_ND: Tensor,
     text_TD: Tensor,
@@ -181,3 +193,19 @@ def _sums_and_sizes(values: np.ndarray, clusters: np.ndarray | None) -> np.ndarr
         raise DataError(f"bootstrap: {len(values)} values but {len(clusters)} cluster numbers")
     _, cluster = np.unique(clusters, return_inverse=True)
     return np.stack([np.bincount(cluster, values), np.bincount(cluster)], axis=1)
+
+
+def _equal(clusters_Q: np.ndarray | None, others_Q: np.ndarray | None) -> bool:
+    if clusters_Q is None or others_Q is None:
+        return clusters_Q is others_Q
+    return np.array_equal(clusters_Q, others_Q)
+
+
+def _lower_median(values: np.ndarray) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _percentiles(value: float, drawn: np.ndarray) -> Interval:
+    """A number with the ends of its 95% interval, which are among those that were drawn."""
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+    return Interval(value, float(low), float(high))

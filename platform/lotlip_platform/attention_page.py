@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import html
 
-from lotlip.evaluate.attention_view import AttentionView
+from lotlip.evaluate.attention_view import AttentionView, attention_figure, view_attention
+from lotlip.model import LoTLIP
 from lotlip_platform.page import page
 
 _STYLE = """
 p.words { line-height: 2; } p.words span { padding: .15rem .1rem; border-radius: .2rem; }
 """
+
+
+def attention_files(model: LoTLIP, caption: str) -> dict[str, bytes]:
+    """What a run keeps of it: a picture and a page, by their names."""
+    view = view_attention(model, caption)
+    return {
+        "attention.png": attention_figure(view),
+        "attention.html": attention_page(view).encode(),
+    }
 
 
 def attention_page(view: AttentionView) -> str:

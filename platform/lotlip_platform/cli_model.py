@@ -6,16 +6,15 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lotlip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lotlip.evaluate.benchmarks import Report
     from lotlip_platform.train_config import TrainConfig
 
 MODEL_HELP = (
@@ -79,15 +78,14 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_eval(verbs: Any) -> None:
     evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
-    evaluate.add_argument(
-        "model", help=f"{MODEL_HELP}; for published benchmarks also hf:FOLDER, open_clip:ARCH:FILE"
-    )
+    evaluate.add_argument("model", help=f"{MODEL_HELP}; also hf:FOLDER, open_clip:ARCH:FILE")
     evaluate.add_argument(
         "--bench",
         action="append",
         required=True,
         metavar="NAME=URI",
-        help="scenes or retrieval with a data set, or a published one with the folder of its files",
+        help="scenes or retrieval with a data set, or a published one with the folder of its files "
+        "(docs/evaluation.md)",
     )
     evaluate.add_argument(
         "--protocol",
@@ -96,15 +94,16 @@ def _add_eval(verbs: Any) -> None:
         help="official: captions split as the authors' code does; clean: whole (default: both for "
         "published benchmarks, clean for data sets)",
     )
-    evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
-    published = evaluate.add_argument_group("published benchmarks (docs/evaluation.md)")
-    published.add_argument(
+    evaluate.add_argument(
         "--context", type=int, metavar="TOKENS", help="read so many; default 128 and 512"
     )
-    published.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
-    published.add_argument("--partial", action="store_true", help="take what is there of them")
-    published.add_argument("--workers", type=int, default=0, help="Ray workers; default: none")
-    published.add_argument("--cache", default="", metavar="URI", help="where features are kept")
+    evaluate.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
+    evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
+    evaluate.add_argument(
+        "--partial", action="store_true", help="take what is there of a published benchmark"
+    )
+    evaluate.add_argument("--workers", type=int, default=0, help="Ray workers; default: none")
+    evaluate.add_argument("--cache", default="", metavar="URI", help="where features are kept")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run=_eval)
 
@@ -184,60 +183,16 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from lotlip.evaluate.published.suite import PUBLISHED
-    from lotlip_platform.evaluate import check_benchmarks
-
-    benches = benches_of(arguments.bench)
-    check_benchmarks(benches, also=PUBLISHED)
-    published = {name: uri for name, uri in benches.items() if name in PUBLISHED}
-    if published and len(published) < len(benches):
-        other = next(name for name in benches if name not in published)
-        raise ConfigError(
-            f"--bench {other} is a data set, {next(iter(published))} a published benchmark: "
-            "evaluate them one after the other"
-        )
-    (_eval_published if published else _eval_data_sets)(arguments, benches)
-
-
-def _eval_data_sets(arguments: argparse.Namespace, benches: Mapping[str, str]) -> None:
-    from lotlip_platform.evaluate import evaluate, table
-
-    if arguments.samples < 0:
-        raise ConfigError("--samples must be 0 or more")
-    for name in ("context", "against", "partial", "workers", "cache"):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name} is for published benchmarks, not for data sets")
-    reports = []
-    for protocol in arguments.protocol or ["clean"]:
-        reports += evaluate(
-            arguments.model,
-            benches,
-            num_samples=arguments.samples,
-            official_text=protocol == "official",
-        )
-    if arguments.json:
-        print(json.dumps([_as_json(report) for report in reports], indent=1))
-        return
-    for report in reports:
-        print(f"{report.benchmark}, {report.num_samples} samples, 95% intervals")
-        print(table({arguments.model: report.metrics}))
-
-
-def _eval_published(arguments: argparse.Namespace, benches: Mapping[str, str]) -> None:
-    from lotlip.evaluate.published.suite import PROTOCOLS
     from lotlip_platform.eval_suite import SuiteConfig, evaluate_suite
     from lotlip_platform.eval_table import report_text
     from lotlip_platform.progress import Bars, say
 
-    if arguments.samples:
-        raise ConfigError("--samples is for data sets; published benchmarks are taken whole")
-    protocols = [PROTOCOLS[name] for name in dict.fromkeys(arguments.protocol or PROTOCOLS)]
-    if arguments.context is not None:
-        protocols = [replace(one, context_length=arguments.context) for one in protocols]
     config = SuiteConfig(
         model=arguments.model,
-        benches=benches,
-        protocols=protocols,
+        benches=benches_of(arguments.bench),
+        protocols=arguments.protocol or (),
+        context_length=arguments.context,
+        num_samples=arguments.samples,
         partial=arguments.partial,
         against=arguments.against,
         cache=arguments.cache,
@@ -265,15 +220,6 @@ def benches_of(given: Sequence[str]) -> dict[str, str]:
             )
         benches[name] = uri
     return benches
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    metrics = {name: asdict(interval) for name, interval in report.metrics.items()}
-    return {
-        "benchmark": report.benchmark,
-        "num_samples": report.num_samples,
-        "metrics": metrics,
-    }
 
 
 def _search(arguments: argparse.Namespace) -> None:

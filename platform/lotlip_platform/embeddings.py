@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -33,7 +34,7 @@ from lotlip_platform.storage import open_store
 
 _IMAGES, _TEXTS, _CLASSES = 500, 500, 20
 """In a piece; of classes each has up to 80 prompts."""
-_MADE_AS = 1
+_MADE_AS = 2
 """Goes up with each change of how images or texts are read, for which features are made anew."""
 
 
@@ -57,6 +58,18 @@ class Piece:
     prompts: Sequence[Sequence[str]] = ()
     """Of classes; each becomes one feature."""
     reading: Reading | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What became of a piece, or of several."""
+
+    features: Tensor
+    """[N, D] float32."""
+    is_cut: Tensor
+    """Which of the texts, or of which class a prompt, was longer than what is read: [N]."""
+    sums: bytes
+    """SHA-256 of each image, one after another; of texts nothing."""
 
 
 Embed = Callable[[Sequence[Piece]], Iterator[int]]
@@ -130,19 +143,24 @@ class FeatureCache:
                 "machines give --cache s3://... or a folder that all of them see"
             )
 
-    def features(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """Of pieces that are there, in their order, [N, D], and which of the texts were cut [N].
-
-        Raises: DataError if one is damaged.
-        """
+    def features(self, pieces: Sequence[Piece]) -> Embedded:
+        """Of pieces that are there, in their order. Raises: DataError if one is damaged."""
         found = [self._read(piece) for piece in pieces]
-        return torch.cat([features for features, _ in found]), torch.cat([cut for _, cut in found])
+        return Embedded(
+            features=torch.cat([one.features for one in found]),
+            is_cut=torch.cat([one.is_cut for one in found]),
+            sums=b"".join(one.sums for one in found),
+        )
 
-    def _read(self, piece: Piece) -> tuple[Tensor, Tensor]:
+    def _read(self, piece: Piece) -> Embedded:
         name = f"{piece.name}.npz"
         try:
             with np.load(io.BytesIO(self._store.read(name)), allow_pickle=False) as kept:
-                return torch.from_numpy(kept["features"]), torch.from_numpy(kept["is_cut"])
+                return Embedded(
+                    features=torch.from_numpy(kept["features"]),
+                    is_cut=torch.from_numpy(kept["is_cut"]),
+                    sums=kept["sums"].tobytes(),
+                )
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{self._store.uri}/{name} is damaged ({error}): remove it, and run again"
@@ -162,20 +180,25 @@ def embed_here(encoder: Encoder, store: Store) -> Embed:
 
 def keep(encoder: Encoder, store: Store, piece: Piece) -> None:
     """Embed a piece and write it to the store of these weights. Raises: DataError."""
-    features, is_cut = _embedded(encoder, piece)
-    if not features.isfinite().all():
+    made = _embedded(encoder, piece)
+    if not made.features.isfinite().all():
         raise DataError("a feature is not finite: look at the model")
     buffer = io.BytesIO()
-    np.savez(buffer, features=features.numpy(), is_cut=is_cut.numpy())
+    np.savez(
+        buffer,
+        features=made.features.numpy(),
+        is_cut=made.is_cut.numpy(),
+        sums=np.frombuffer(made.sums, dtype=np.uint8),
+    )
     store.write(f"{piece.name}.npz", buffer.getvalue())
 
 
 def embed_on_ray(
     model: str, digest: str, store: Store, num_workers: int, tracking_uri: str
 ) -> Embed:
-    """By `num_workers` workers of the cluster, on GPUs if it has one for each; Ray is connected.
+    """By `num_workers` workers of the cluster, on its GPUs, which they may share, if it has some.
 
-    `tracking_uri` is the MLflow server of models that are named there.
+    Ray is connected.     `tracking_uri` is the MLflow server of models that are named there.
     """
     import ray
 
@@ -188,7 +211,7 @@ def embed_on_ray(
 
     def embed(pieces: Sequence[Piece]) -> Iterator[int]:
         quiet_ray_data()
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
+        gpus = _gpus_each(int(ray.cluster_resources().get("GPU", 0)), num_workers)
         rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
         pool = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _EncoderActor,
@@ -204,6 +227,11 @@ def embed_on_ray(
             yield json.loads(text)
 
     return embed
+
+
+def _gpus_each(num_gpus: int, num_workers: int) -> float:
+    """What of a GPU each worker gets, so that all of them run: 0 if there is none."""
+    return 1 / math.ceil(num_workers / num_gpus) if num_gpus else 0
 
 
 class _EncoderActor:
@@ -234,22 +262,14 @@ class _EncoderActor:
         return piece.size
 
 
-def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, Tensor]:
+def _embedded(encoder: Encoder, piece: Piece) -> Embedded:
     if piece.images is not None:
-        names = piece.images.names
-        encoded = [piece.images.read(place) for place in range(len(names))]
-        try:
-            features_ND = encoder.embed_images(encoded, names)
-        except DataError as error:
-            raise DataError(
-                f"an image of a benchmark was not fetched whole: {piece.images.where}/{error}; get "
-                "it again (docs/evaluation.md says where)"
-            ) from error
-        return features_ND, torch.zeros(len(names), dtype=torch.bool)
+        return _embedded_images(encoder, piece.images)
     assert piece.reading is not None, "texts are read in some way"
     how = asdict(piece.reading)
     if piece.texts:
-        return encoder.embed_texts(piece.texts, **how)
+        features, is_cut = encoder.embed_texts(piece.texts, **how)
+        return Embedded(features=features, is_cut=is_cut, sums=b"")
     cut: list[Tensor] = []
 
     def encode(texts: Sequence[str]) -> Tensor:
@@ -258,7 +278,23 @@ def _embedded(encoder: Encoder, piece: Piece) -> tuple[Tensor, Tensor]:
         return features
 
     features_CD = classifier(encode, piece.prompts)
-    return features_CD, torch.cat(cut).unflatten(0, (len(piece.prompts), -1)).any(dim=1)
+    is_cut = torch.cat(cut).unflatten(0, (len(piece.prompts), -1)).any(dim=1)
+    return Embedded(features=features_CD, is_cut=is_cut, sums=b"")
+
+
+def _embedded_images(encoder: Encoder, images: Images) -> Embedded:
+    encoded = [images.read(place) for place in range(len(images.names))]
+    try:
+        features = encoder.embed_images(encoded, images.names)
+    except DataError as error:
+        raise DataError(
+            f"an image of a benchmark is damaged, or was not fetched whole: {images.where}/{error}"
+        ) from error
+    return Embedded(
+        features=features,
+        is_cut=torch.zeros(len(encoded), dtype=torch.bool),
+        sums=b"".join(hashlib.sha256(one).digest() for one in encoded),
+    )
 
 
 def _name(*parts: object) -> str:

@@ -1,4 +1,4 @@
-"""`lotlip eval` on published benchmarks: features, answers, and a run in MLflow."""
+"""`lotlip eval`: a model on benchmarks: features, answers, and a run in MLflow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,33 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lotlip.errors import ConfigError
-from lotlip.evaluate.encoders import Encoder
+from lotlip.evaluate.benchmarks import BENCHMARKS
+from lotlip.evaluate.encoders import Encoder, LoTLIPEncoder
 from lotlip.evaluate.published.charts import sentences_chart
 from lotlip.evaluate.published.measure import Result
-from lotlip.evaluate.published.sets import Labelled, Pairs
-from lotlip.evaluate.published.suite import PUBLISHED, Protocol, read_published
+from lotlip.evaluate.published.suite import (
+    PROTOCOLS,
+    PUBLISHED,
+    Protocol,
+    ProtocolName,
+    Published,
+    read_published,
+)
+from lotlip.evaluate.questions import (
+    DataSetQuestion,
+    Question,
+    published_question,
+    read_data_set,
+)
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform import tracking
+from lotlip_platform.attention_page import attention_files
 from lotlip_platform.cluster import connected
 from lotlip_platform.embeddings import FeatureCache, embed_here, embed_on_ray
 from lotlip_platform.eval_models import encoder_of
-from lotlip_platform.eval_published import answer, question
-from lotlip_platform.eval_table import is_part, report_markdown
+from lotlip_platform.eval_pieces import answer, put
+from lotlip_platform.eval_table import report_markdown
+from lotlip_platform.evaluate import check_benchmarks
 from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.local_services import home
@@ -29,7 +44,7 @@ from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_run import TrackedRun, open_run
 
 EXPERIMENT = "evaluations"
-Asked = Mapping[tuple[str, Protocol], Pairs | Labelled]
+Asked = Mapping[tuple[str, Protocol], Question]
 Told = Callable[[str, int, int], None]
 """Gets a model, and how many of how many images and texts it has embedded."""
 
@@ -41,11 +56,15 @@ class SuiteConfig:
     model: str
     """A name that `encoder_of` takes."""
     benches: Mapping[str, str]
-    """Where the files of each published benchmark lie."""
-    protocols: Sequence[Protocol]
-    """By which each is put to the model."""
+    """Where the files of each published benchmark lie, or the data set."""
+    protocols: Sequence[ProtocolName] = ()
+    """By which each is put to the model. Empty: published ones by both, data sets by `clean`."""
+    context_length: int | None = None
+    """Tokens that are read; None: as the protocol has it."""
+    num_samples: int = 0
+    """The first so many of a data set; 0 takes all."""
     partial: bool = False
-    """Take a benchmark that isn't all there; the table says so."""
+    """Take a published benchmark that isn't all there; the table says so."""
     against: str = ""
     """Another model, which is asked the same; empty: none."""
     cache: str = ""
@@ -56,10 +75,22 @@ class SuiteConfig:
     """Of the MLflow server; empty: the usual one."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ConfigError("--workers must be 0 or more")
-        if not self.protocols:
-            raise ConfigError("an evaluation needs a protocol: official or clean")
+        check_benchmarks(self.benches, also=PUBLISHED)
+        for option, number in (("workers", self.num_workers), ("samples", self.num_samples)):
+            if number < 0:
+                raise ConfigError(f"--{option} must be 0 or more, got {number}")
+        if self.num_samples and not set(BENCHMARKS) & set(self.benches):
+            raise ConfigError("--samples is for data sets; published benchmarks are taken whole")
+        if self.partial and not set(PUBLISHED) & set(self.benches):
+            raise ConfigError("--partial is for published benchmarks, not for data sets")
+
+    def protocols_of(self, benchmark: str) -> list[Protocol]:
+        """By which a benchmark is put. Raises: ConfigError."""
+        names = self.protocols or (list(PROTOCOLS) if benchmark in PUBLISHED else ["clean"])
+        protocols = [PROTOCOLS[name] for name in dict.fromkeys(names)]
+        if self.context_length is None:
+            return protocols
+        return [replace(one, context_length=self.context_length) for one in protocols]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +110,7 @@ class Suite:
     models: Sequence[Evaluated]
     """The model, and the one it was compared with."""
     differences: Sequence[Mapping[str, Interval]] = field(default_factory=list)
-    """By result of the first: its shares less the other's on the same questions, in pairs."""
+    """By result of the first: its shares and medians less the other's, in pairs."""
     run_id: str = ""
     """The MLflow run; empty if the server has not answered yet."""
 
@@ -102,18 +133,12 @@ class Suite:
 
 
 def evaluate_suite(config: SuiteConfig, told: Told, note: Callable[[str], None]) -> Suite:
-    """Put a model, or two, to published benchmarks. Raises: LotlipError.
+    """Put a model, or two, to benchmarks. Raises: LotlipError.
 
     That files are missing is told before a model is loaded, and what can't be loaded before
     anything is embedded.
     """
-    asked = {
-        (name, protocol): read_published(
-            open_store(uri), name, official=protocol.official, partial=config.partial
-        )
-        for protocol in config.protocols
-        for name, uri in config.benches.items()
-    }
+    asked = _questions(config)
     names = [config.model, *([config.against] if config.against else [])]
     encoders = [encoder_of(name) for name in names]
     with ExitStack() as stack:
@@ -125,7 +150,23 @@ def evaluate_suite(config: SuiteConfig, told: Told, note: Callable[[str], None])
         ]
         suite = Suite(models=models, differences=_differences(models))
         _log(tracked.run, suite)
+        _log_attention(tracked.run, encoders[0], asked)
     return replace(suite, run_id=tracked.run_id)
+
+
+def _questions(config: SuiteConfig) -> dict[tuple[str, Protocol], Question]:
+    asked: dict[tuple[str, Protocol], Question] = {}
+    for name, uri in config.benches.items():
+        store = open_store(uri)
+        if name in PUBLISHED:
+            found = read_published(store, name, partial=config.partial)
+            for protocol in config.protocols_of(name):
+                asked[name, protocol] = published_question(name, found, protocol)
+        else:
+            about, benchmark = read_data_set(store, name, config.num_samples)
+            for protocol in config.protocols_of(name):
+                asked[name, protocol] = DataSetQuestion(about, benchmark, protocol.official)
+    return asked
 
 
 def _evaluated(
@@ -141,13 +182,10 @@ def _evaluated(
         else embed_here(encoder, store)
     )
     cache = FeatureCache(store, encoder.digest, embed)
-    questions = [
-        question(found, benchmark, protocol, encoder)
-        for (benchmark, protocol), found in asked.items()
-    ]
-    pieces = [piece for one in questions for piece in one.pieces()]
+    parts = [put(one, benchmark, how, encoder) for (benchmark, how), one in asked.items()]
+    pieces = [piece for one in parts for piece in one.pieces()]
     cache.embed(pieces, lambda done, total: told(name, done, total))
-    results = [answer(cache, one) for one in questions]
+    results = [answer(cache, one) for one in parts]
     return Evaluated(model=name, digest=encoder.digest, results=results)
 
 
@@ -156,11 +194,7 @@ def _differences(models: Sequence[Evaluated]) -> list[dict[str, Interval]]:
         return []
     first, second = models
     return [
-        {
-            name: answers.beyond(theirs.answers[name])
-            for name, answers in ours.answers.items()
-            if name in theirs.answers and answers.are_of_the_same(theirs.answers[name])
-        }
+        ours.answered.beyond(theirs.answered)
         for ours, theirs in zip(first.results, second.results, strict=True)
     ]
 
@@ -179,7 +213,9 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
         "model": config.model,
         "against": config.against,
         "benchmarks": " ".join(config.benches),
-        "protocols": "; ".join(map(str, config.protocols)),
+        "protocols": " ".join(config.protocols),
+        "context": config.context_length,
+        "samples": config.num_samples,
         "partial": config.partial,
     }
     with open_run(
@@ -199,37 +235,58 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
 
 
 def _log(run: TrackedRun, suite: Suite) -> None:
-    for result in suite.models[0].results:
+    first = suite.models[0]
+    for place, result in enumerate(first.results):
+        run.log_metrics(_metrics(result, "eval"), step=0)
+        if len(suite.models) > 1:
+            run.log_metrics(_metrics(suite.models[1].results[place], "against"), step=0)
         asked = result.asked
-        # Figures of other protocols, or of a part, must not stand in one column.
-        part = "-part" if is_part(result) else ""
-        where = f"eval/{asked.benchmark}/{asked.protocol.name}-{asked.context_length}{part}"
-        values = {f"{where}/{name}": share.value for name, share in result.shares.items()}
-        values |= {f"{where}/{name}": rank.value for name, rank in result.medians.items()}
-        run.log_metrics(values, step=0)
         run.log_dataset(asked.benchmark, digest=asked.digest[:32], context=asked.protocol.name)
-        if PUBLISHED[asked.benchmark].kind == "long" and not asked.protocol.official:
-            picture = sentences_chart(result, PUBLISHED[asked.benchmark].title)
-            run.log_file(f"figures/sentences_{asked.benchmark}.png", picture)
+        if asked.about.kind == "long" and not asked.protocol.official:
+            run.log_file(f"figures/sentences_{asked.benchmark}.png", sentences_chart(result))
     run.log_file("table.md", report_markdown(suite.models, suite.differences).encode())
     run.log_file("results.json", json.dumps(suite.as_json(), indent=1).encode())
 
 
+def _metrics(result: Result, prefix: str) -> dict[str, float]:
+    """Figures of other protocols, or of a part, must not stand in one column."""
+    asked, answered = result.asked, result.answered
+    part = "-part" if asked.is_part else ""
+    where = f"{prefix}/{asked.benchmark}/{asked.protocol.name}-{asked.context_length}{part}"
+    found = {**answered.shares, **answered.medians}
+    return {f"{where}/{name}": one.value for name, one in found.items()}
+
+
+def _log_attention(run: TrackedRun, encoder: Encoder, asked: Asked) -> None:
+    captions = [one.example for one in asked.values() if one.example]
+    if isinstance(encoder, LoTLIPEncoder) and captions:
+        for name, content in attention_files(encoder.model, captions[0]).items():
+            run.log_file(f"figures/{name}", content)
+
+
 def _as_json(result: Result) -> dict[str, Any]:
-    about = PUBLISHED[result.asked.benchmark]
+    asked, about, answered = result.asked, result.asked.about, result.answered
     return {
-        **asdict(result.asked),
+        "benchmark": asked.benchmark,
+        "protocol": asdict(asked.protocol),
+        "context_length": asked.context_length,
+        "num_images": asked.num_images,
+        "num_texts": asked.num_texts,
         "of_images": about.num_images,
         "of_texts": about.num_texts,
+        "num_cut": asked.num_cut,
+        "splits_sentences": asked.splits_sentences,
+        "digest": asked.digest,
+        "images_digest": asked.images_digest,
         "files": about.files,
+        "md5": dict(about.md5) if isinstance(about, Published) else {},
         "assembly": about.assembly,
-        "quirk": about.quirk if result.asked.protocol.official else "",
-        "md5": dict(about.md5),
+        "quirk": about.quirk if asked.protocol.official else "",
         "source": about.source,
         "metrics": {
-            name: {**asdict(share), "num": len(result.answers[name].hits_Q)}
-            for name, share in result.shares.items()
+            name: {**asdict(share), "num": len(answered.answers[name].hits_Q)}
+            for name, share in answered.shares.items()
         },
-        "medians": {name: asdict(rank) for name, rank in result.medians.items()},
-        "changes": {name: asdict(change) for name, change in result.changes.items()},
+        "medians": {name: asdict(rank) for name, rank in answered.medians.items()},
+        "changes": {name: asdict(change) for name, change in answered.changes.items()},
     }

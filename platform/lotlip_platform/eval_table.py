@@ -48,16 +48,22 @@ def _report(
     table: Callable[[Cells], str],
 ) -> str:
     lines: list[str] = []
-    for title, cells in (
-        ("Long texts: recall@1, image to text / text to image", _long(models)),
-        ("Short texts: recall, image to text / text to image", _short(models)),
-        ("Zero-shot classification: top-1", _classes(models)),
-    ):
-        lines += [heading(title), table(cells)]
-    lines += ["", *_notes(models)]
+    kinds = {result.asked.about.kind for result in models[0].results}
+    if kinds - {"data"}:
+        for title, cells in (
+            ("Long texts: recall@1, image to text / text to image", _long(models)),
+            ("Short texts: recall, image to text / text to image", _short(models)),
+            ("Zero-shot classification: top-1", _classes(models)),
+        ):
+            lines += [heading(title), table(cells)]
+        lines += ["", *_sources()]
+    if "data" in kinds:
+        title = "Data sets: recall@1, image to text / text to image"
+        lines += [heading(title), table(_data_sets(models))]
+    lines += _notes(models)
     for place, result in enumerate(models[0].results):
         asked = result.asked
-        title = f"{PUBLISHED[asked.benchmark].title}, {asked.protocol.name}: 95% intervals"
+        title = f"{asked.about.title}, {asked.protocol.name}: 95% intervals"
         lines += [heading(title), table(_details(models, differences, place))]
     for one in models:
         lines += [heading(f"How {one.model} was asked"), *_protocols(one.results)]
@@ -105,7 +111,7 @@ def _classes(models: Sequence[EvaluatedModel]) -> Cells:
     cells = [["model", "protocol", *(PUBLISHED[name].title for name in names)]]
     for label, protocol, results in _own_rows(models, "classes"):
         row = [
-            _marked(results[name], _percent(results[name].shares["top1"]))
+            _marked(results[name], _percent(results[name].answered.shares["top1"]))
             if name in results
             else _NOT_RUN
             for name in names
@@ -116,6 +122,23 @@ def _classes(models: Sequence[EvaluatedModel]) -> Cells:
         if found:
             told = [f"{found[name]:.1f}" if name in found else _NOT_TOLD for name in names]
             cells.append([one.model, _told_protocol(one), *told])
+    return cells
+
+
+def _data_sets(models: Sequence[EvaluatedModel]) -> Cells:
+    asked = [result.asked for result in models[0].results if result.asked.about.kind == "data"]
+    names = list(dict.fromkeys(one.benchmark for one in asked))
+    ways = ("image_to_text_r1", "text_to_image_r1")
+    cells = [
+        ["model", "protocol", *(f"{name}, {of}" for name in names for of in ("long", "short"))]
+    ]
+    for label, protocol, results in _own_rows(models, "data"):
+        row = []
+        for name in names:
+            for of in ("long", "short"):
+                of_both = [f"{of}_{way}" for way in ways]
+                row.append(_pair(results[name], of_both) if name in results else _NOT_RUN)
+        cells.append([label, protocol, *row])
     return cells
 
 
@@ -130,7 +153,7 @@ def _own_rows(
             results = {
                 result.asked.benchmark: result
                 for result in one.results
-                if result.asked.how == protocol and PUBLISHED[result.asked.benchmark].kind == kind
+                if result.asked.how == protocol and result.asked.about.kind == kind
             }
             rows.append((one.model, protocol, results))
     return rows
@@ -143,46 +166,50 @@ def _details(
     compared = [f"difference to {models[1].model}"] if differences else []
     told = [f"{one.model} ({one.results[place].asked.context_length} tokens)" for one in models]
     cells = [["", "n", *told, *compared]]
-    own = models[0].results[place]
-    for name in own.shares:
-        row = [f"{len(own.answers[name].hits_Q):,}"]
-        row += [_interval(one.results[place].shares.get(name)) for one in models]
+    answered = [one.results[place].answered for one in models]
+    for name in answered[0].shares:
+        row = [f"{len(answered[0].answers[name].hits_Q):,}"]
+        row += [_interval(one.shares.get(name)) for one in answered]
         if differences:
             row.append(_interval(differences[place].get(name), signed=True))
         cells.append([name, *row])
-    for name in own.medians:
-        ranks = [one.results[place].medians[name] for one in models]
-        told = [f"{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]" for r in ranks]
-        cells.append([name, "", *told, *([""] if differences else [])])
+    for name in answered[0].medians:
+        row = [_rank(one.medians[name]) for one in answered]
+        if differences:
+            row.append(_rank(differences[place][name], signed=True))
+        cells.append([name, "", *row])
     for name in ("headless", "moved"):
-        if name in own.changes:
-            row = [_interval(one.results[place].changes.get(name), signed=True) for one in models]
+        if name in answered[0].changes:
+            row = [_interval(one.changes.get(name), signed=True) for one in answered]
             cells.append([f"{name} less the same whole", "", *row, *([""] if differences else [])])
     return cells
 
 
-def _notes(models: Sequence[EvaluatedModel]) -> list[str]:
-    """What the rows' marks mean, and where the others' figures come from."""
+def _sources() -> list[str]:
+    """Where the others' figures come from."""
     lines = ["Figures with a source were published by others, not measured here:"]
-    lines += [f"- [{name}] {one.where}, {one.date}" for name, one in SOURCES.items()]
-    for result in models[0].results:
-        asked, about = result.asked, PUBLISHED[result.asked.benchmark]
-        if is_part(result):
-            lines.append(
-                f"* of {about.title} {asked.num_images:,} images of {about.num_images:,} were "
-                "there: not to be compared with figures of the whole."
-            )
+    return lines + [f"- [{name}] {one.where}, {one.date}" for name, one in SOURCES.items()]
+
+
+def _notes(models: Sequence[EvaluatedModel]) -> list[str]:
+    """What the rows' marks mean."""
+    parts = [result.asked for result in models[0].results if result.asked.is_part]
+    lines = [
+        f"* of {asked.about.title} {asked.num_images:,} images of {asked.about.num_images:,} were "
+        "asked: not to be compared with figures of the whole."
+        for asked in parts
+    ]
     return list(dict.fromkeys(lines))
 
 
 def _protocols(results: Sequence[Result]) -> list[str]:
     lines = []
     for result in results:
-        asked, about = result.asked, PUBLISHED[result.asked.benchmark]
+        asked, about = result.asked, result.asked.about
         cut = f"{asked.num_cut:,} of the texts were longer" if asked.num_cut else "none was longer"
         quirk = ""
         if asked.protocol.official:
-            if about.kind == "long":
+            if about.kind in ("long", "data"):
                 quirk += "; cut at every full stop, as the authors' data loaders do"
             quirk += f"; {about.quirk}" if about.quirk else ""
             if not asked.splits_sentences:
@@ -190,7 +217,8 @@ def _protocols(results: Sequence[Result]) -> list[str]:
         lines.append(
             f"- {about.title}, {asked.protocol.name}: {asked.num_images:,} images, "
             f"{asked.num_texts:,} texts ({about.files}); {about.assembly}{quirk}; at most "
-            f"{asked.context_length} tokens, {cut}; images in RGB; digest {asked.digest[:16]}."
+            f"{asked.context_length} tokens, {cut}; images in RGB; digests: questions "
+            f"{asked.digest[:16]}, images {asked.images_digest[:16]}."
         )
     return lines
 
@@ -204,21 +232,20 @@ def _told_protocol(one: Reference) -> str:
 
 
 def _pair(result: Result, names: Sequence[str]) -> str:
-    return _marked(result, " / ".join(_percent(result.shares[name]) for name in names))
+    return _marked(result, " / ".join(_percent(result.answered.shares[name]) for name in names))
 
 
 def _marked(result: Result, text: str) -> str:
-    return f"{text}*" if is_part(result) else text
-
-
-def is_part(result: Result) -> bool:
-    """Whether not all of a benchmark was there."""
-    about = PUBLISHED[result.asked.benchmark]
-    return (result.asked.num_images, result.asked.num_texts) != (about.num_images, about.num_texts)
+    return f"{text}*" if result.asked.is_part else text
 
 
 def _percent(share: Interval) -> str:
     return f"{100 * share.value:.1f}"
+
+
+def _rank(rank: Interval, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{rank.value:{sign}.0f} [{rank.low:{sign}.0f}, {rank.high:{sign}.0f}]"
 
 
 def _interval(share: Interval | None, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""`lotlip eval`: a model on benchmarks, as a table."""
+"""A model on data sets, as a table."""
 
 from __future__ import annotations
 
@@ -7,30 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from lotlip.data.manifest import read_manifest
 from lotlip.errors import ConfigError
 from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, Report, read_benchmark
-from lotlip.evaluate.embed import best_device
 from lotlip.evaluate.retrieval import Interval
 from lotlip.model import LoTLIP
-from lotlip_platform.registry import fetch
 from lotlip_platform.storage import open_store
 from lotlip_platform.tables import aligned
-
-
-def evaluate(
-    model: str, benches: Mapping[str, str], *, num_samples: int = 0, official_text: bool = False
-) -> list[Report]:
-    """Put a model to benchmarks.
-
-    `model` is any name that `registry.fetch` takes; `benches` maps benchmarks to data sets;
-    `num_samples` 0 takes all samples; `official_text` is that of `Benchmark.meet`.
-
-    Raises: LotlipError.
-    """
-    check_benchmarks(benches)
-    loaded = fetch(model).to(best_device())
-    return [
-        evaluate_on(loaded, name, uri, num_samples=num_samples, official_text=official_text)
-        for name, uri in benches.items()
-    ]
 
 
 def check_benchmarks(names: Iterable[str], also: Iterable[str] = ()) -> None:
@@ -41,13 +21,11 @@ def check_benchmarks(names: Iterable[str], also: Iterable[str] = ()) -> None:
         raise ConfigError(f"there is no benchmark {unknown[0]}: choose from {', '.join(known)}")
 
 
-def evaluate_on(
-    model: LoTLIP, benchmark: str, uri: str, *, num_samples: int = 0, official_text: bool = False
-) -> Report:
-    """Put a loaded model to one benchmark."""
+def evaluate_on(model: LoTLIP, benchmark: str, uri: str) -> Report:
+    """Put a loaded model to one benchmark on a data set."""
     store = open_store(uri)
-    samples = read_benchmark(store, read_manifest(store), num_samples)
-    return Benchmark(benchmark, samples).meet(model, official_text=official_text)[0]
+    samples = read_benchmark(store, read_manifest(store), 0)
+    return Benchmark(benchmark, samples).meet(model)[0]
 
 
 def table(columns: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str] = ()) -> str:

@@ -17,7 +17,6 @@ from lotlip import distributed, export
 from lotlip.data.manifest import read_manifest
 from lotlip.data.pipeline import Source
 from lotlip.errors import CheckpointError, ConfigError
-from lotlip.evaluate.attention_view import attention_figure, view_attention
 from lotlip.evaluate.benchmarks import (
     Benchmark,
     Report,
@@ -33,7 +32,7 @@ from lotlip.train.flops import peak_flops
 from lotlip.train.loop import Step, train_steps
 from lotlip.train.optim import make_optimizer
 from lotlip.train.state import TrainState
-from lotlip_platform.attention_page import attention_page
+from lotlip_platform.attention_page import attention_files
 from lotlip_platform.checkpoints import Checkpoints, Saver, Writer
 from lotlip_platform.config import build_config
 from lotlip_platform.features import check_tower
@@ -235,11 +234,9 @@ class _Worker:
             values = {f"{of}/{name}": interval.value for name, interval in report.metrics.items()}
             self._records.measured(step, values)
             if step == config.train.num_steps:
-                view = view_attention(self._state.model, long_caption(benchmark.samples[0]))
                 pictures = {
                     "retrieval.png": retrieval_figure(features, benchmark.samples),
-                    "attention.png": attention_figure(view),
-                    "attention.html": attention_page(view).encode(),
+                    **attention_files(self._state.model, long_caption(benchmark.samples[0])),
                 }
                 for name, content in pictures.items():
                     self._send({"kind": "file", "name": f"figures/{name}", "content": content})

@@ -417,10 +417,10 @@ def test_a_data_set_without_long_captions_cannot_train_on_them(
 
 
 def test_a_dead_mlflow_server_is_told_where_a_model_is_to_come_from_it(
-    fails: Fails, dead_url: str, monkeypatch: pytest.MonkeyPatch
+    fails: Fails, scenes_folder: Path, dead_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead_url)
-    for verb in (("eval", "--bench", "retrieval=/d"), ("search", "/d", *TEXT)):
+    for verb in (("eval", "--bench", f"retrieval={scenes_folder}"), ("search", "/d", *TEXT)):
         told = fails(verb[0], "models:/a@candidate", *verb[1:])
         assert f"no MLflow server at {dead_url}" in told
 
@@ -441,14 +441,19 @@ def test_training_does_not_start_with_a_server_that_is_not_mlflow(
 
 
 def test_a_password_in_the_address_of_mlflow_is_never_shown(
-    config: Path, fails: Fails, refusing_server: str, monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    scenes_folder: Path,
+    fails: Fails,
+    refusing_server: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri = refusing_server.replace("://", "://user:correct-horse@")
     told = fails("train", config, f"tracking.uri={uri}")
     assert "tracking.uri holds a user name" in told
     assert "correct-horse" not in told
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for command in (("train", config), ("eval", "models:/a@candidate", "--bench", "retrieval=/d")):
+    evaluation = ("eval", "models:/a@candidate", "--bench", f"retrieval={scenes_folder}")
+    for command in (("train", config), evaluation):
         told = fails(*command)
         assert f"no MLflow server at {refusing_server} (it answered 403 to /health)" in told
         assert "correct-horse" not in told
@@ -628,10 +633,11 @@ def test_data_eval_and_search_work_end_to_end(
     data = str(tmp_path / "data")
     assert main(["data", "scenes", data, "--samples", "12", "--split", "test"]) == 0
     assert "12 samples in 1 shards" in capsys.readouterr().out
-    assert main(["eval", str(model_folder), "--bench", f"scenes={data}", "--json"]) == 0
-    (report,) = json.loads(capsys.readouterr().out)
-    assert report["num_samples"] == 12
-    assert main(["eval", str(model_folder), "--bench", f"retrieval={data}"]) == 0
+    evaluation = ["eval", str(model_folder), "--bench", f"scenes={data}"]
+    assert main([*evaluation, "--json"]) == 0
+    (asked,) = json.loads(capsys.readouterr().out)["models"][0]["results"]
+    assert asked["num_images"] == 12
+    assert main(evaluation) == 0
     assert "long_text_to_image_r1" in capsys.readouterr().out
     assert main(["search", str(model_folder), data, *TEXT, "--hits", "3"]) == 0
     assert "score" in capsys.readouterr().out

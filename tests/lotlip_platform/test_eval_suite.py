@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from published_sets import make_cifar, make_dci, make_docci, make_karpathy, make_urban1k
-from tiny_clip import CONTEXT_LENGTH, make_tiny_clip
-from torch.nn.functional import cosine_similarity
+from tiny_clip import CONTEXT_LENGTH, make_tiny_clip, make_tiny_siglip
+from torch.nn.functional import cosine_similarity, normalize
 
 import lotlip
 from lotlip.errors import CheckpointError, ConfigError, DataError
@@ -25,6 +25,7 @@ from lotlip_platform.cli import main
 from lotlip_platform.eval_models import encoder_of
 from lotlip_platform.eval_suite import EXPERIMENT, SuiteConfig, evaluate_suite
 from lotlip_platform.eval_table import report_text
+from lotlip_platform.evaluate import evaluate_on
 from lotlip_platform.storage import ensure_bucket, open_store
 
 
@@ -58,7 +59,6 @@ def config(tmp_path: Path, model_folder: Path, mlflow_server: str) -> SuiteConfi
             "flickr30k": str(tmp_path / "files"),
             "cifar10": str(tmp_path / "cifar"),
         },
-        protocols=list(PROTOCOLS.values()),
         partial=True,
         cache=str(tmp_path / "cache"),
         tracking_uri=mlflow_server,
@@ -69,13 +69,13 @@ def test_benchmarks_are_answered_told_and_recorded(config: SuiteConfig, model_fo
     suite = evaluate_suite(config, Shown(), quiet)
     (evaluated,) = suite.models
     asked = [(r.asked.benchmark, r.asked.protocol.name) for r in evaluated.results]
-    assert asked == [(b, p) for p in PROTOCOLS for b in config.benches]
+    assert asked == [(b, p) for b in config.benches for p in PROTOCOLS]
     by_name = dict(zip(asked, evaluated.results, strict=True))
     clean = by_name["dci", "clean"]
     assert (clean.asked.num_images, clean.asked.context_length) == (12, 128), "all that it has"
-    assert "headless_text_to_image_r1" in clean.answers
-    assert "headless_text_to_image_r1" not in by_name["dci", "official"].answers
-    assert set(by_name["cifar10", "clean"].answers) == {"top1", "top5"}
+    assert "headless_text_to_image_r1" in clean.answered.answers
+    assert "headless_text_to_image_r1" not in by_name["dci", "official"].answered.answers
+    assert set(by_name["cifar10", "clean"].answered.answers) == {"top1", "top5"}
 
     table = report_text(suite.models, suite.differences)
     own = next(line for line in table.splitlines() if line.startswith(str(model_folder)))
@@ -84,20 +84,49 @@ def test_benchmarks_are_answered_told_and_recorded(config: SuiteConfig, model_fo
     assert "LoTLIP B/16 (100M)" in table
     assert "headless less the same whole" in table
     assert "64.1 / 62.6" in table
-    assert "* of DCI 12 images of 7,805 were there" in table
+    assert "* of DCI 12 images of 7,805 were asked" in table
     assert "README of github.com/wuw2019/LoTLIP at ac95a8d, 2024-11-26" in table
 
     client = mlflow.MlflowClient(config.tracking_uri)
     run = client.get_run(suite.run_id)
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == EXPERIMENT
-    share = clean.shares["text_to_image_r5"].value
+    share = clean.answered.shares["text_to_image_r5"].value
     assert run.data.metrics["eval/dci/clean-128-part/text_to_image_r5"] == pytest.approx(share)
     assert run.data.tags["weights"] == evaluated.digest
     files = {file.path for file in client.list_artifacts(suite.run_id)}
     assert files == {"figures", "results.json", "table.md"}
+    pictures = {file.path for file in client.list_artifacts(suite.run_id, "figures")}
+    names = ("attention.html", "attention.png", "sentences_dci.png")
+    assert pictures == {f"figures/{name}" for name in names}
     kept = json.loads(Path(client.download_artifacts(suite.run_id, "results.json")).read_text())
     assert kept["models"][0]["results"][0]["of_images"] == 7805
+
+
+def test_a_data_set_is_asked_as_in_training_and_of_other_peoples_models(
+    tmp_path: Path, model_folder: Path, scenes_folder: Path, mlflow_server: str
+):
+    config = SuiteConfig(
+        model=str(model_folder),
+        benches={"scenes": str(scenes_folder), "retrieval": str(scenes_folder)},
+        against=f"hf:{make_tiny_clip(tmp_path / 'clip')}",
+        cache=str(tmp_path / "cache"),
+        tracking_uri=mlflow_server,
+    )
+    suite = evaluate_suite(config, Shown(), quiet)
+    ours, theirs = (one.results for one in suite.models)
+    model = lotlip.load(model_folder)
+    for name, result in zip(config.benches, ours, strict=True):
+        report = evaluate_on(model, name, str(scenes_folder))
+        assert result.answered.shares == report.metrics
+        assert not result.asked.is_part
+    assert theirs[0].answered.shares.keys() == ours[0].answered.shares.keys()
+    assert ours[0].asked.images_digest == theirs[0].asked.images_digest
+    table = report_text(suite.models, suite.differences)
+    assert "Long texts" not in table, "no published benchmark was asked"
+    official = dataclasses.replace(config, protocols=["official"], against="")
+    (again,) = evaluate_suite(official, Shown(), quiet).models
+    assert again.results[0].asked.digest != ours[0].asked.digest, "other texts"
 
 
 def test_nothing_is_embedded_twice(config: SuiteConfig, monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +151,7 @@ def test_nothing_is_embedded_twice(config: SuiteConfig, monkeypatch: pytest.Monk
     second = evaluate_suite(config, again, quiet)
     assert again.num_new == 0 < rest.num_new
     assert kept < set(open_store(config.cache).list())
-    assert first.models[0].results[0].shares == second.models[0].results[0].shares
+    assert first.models[0].results[0].answered.shares == second.models[0].results[0].answered.shares
     place = Path(config.cache) / min(open_store(config.cache).list())
     for broken in (b"PK", place.read_bytes()[:200], place.read_bytes()[:-100]):
         place.write_bytes(broken)
@@ -145,7 +174,7 @@ def test_workers_of_a_cluster_embed_the_same(config: SuiteConfig, s3_env: str):
     on_ray = evaluate_suite(there, shown, quiet)
     assert shown.num_new > 0
     for one, other in zip(here.models[0].results, on_ray.models[0].results, strict=True):
-        assert one.shares == other.shares
+        assert one.answered.shares == other.answered.shares
 
 
 def test_two_models_are_compared_on_the_same_questions(config: SuiteConfig, tmp_path: Path):
@@ -154,11 +183,19 @@ def test_two_models_are_compared_on_the_same_questions(config: SuiteConfig, tmp_
     ours, theirs = suite.models
     assert theirs.results[1].asked.context_length == CONTEXT_LENGTH
     assert len(suite.differences) == len(ours.results)
+    medians = [
+        one.results[0].answered.medians["text_to_image_median_rank"].value for one in suite.models
+    ]
+    median = suite.differences[0]["text_to_image_median_rank"]
+    assert median.value == medians[0] - medians[1]
     difference = suite.differences[0]["text_to_image_r5"]
-    values = [one.results[0].shares["text_to_image_r5"].value for one in suite.models]
+    values = [one.results[0].answered.shares["text_to_image_r5"].value for one in suite.models]
     assert difference.value == pytest.approx(values[0] - values[1])
     table = report_text(suite.models, suite.differences)
     assert f"difference to hf:{other}" in table
+    metrics = mlflow.MlflowClient(config.tracking_uri).get_run(suite.run_id).data.metrics
+    theirs_r5 = metrics[f"against/dci/official-{CONTEXT_LENGTH}-part/text_to_image_r5"]
+    assert theirs_r5 == pytest.approx(values[1])
     same = evaluate_suite(dataclasses.replace(config, against=config.model), Shown(), quiet)
     assert {(d.low, d.high) for of in same.differences for d in of.values()} == {(0.0, 0.0)}
 
@@ -184,6 +221,41 @@ def test_a_clip_of_the_hub_gives_what_transformers_gives(tmp_path: Path):
     assert num_cut.all()
     with pytest.raises(DataError, match=r"6\.jpg: image does not decode"):
         encoder.embed_images([b"no"], ["6.jpg"])
+
+
+def test_a_siglip_reads_texts_padded_to_its_full_length(tmp_path: Path):
+    folder = make_tiny_siglip(tmp_path / "siglip")
+    encoder = HuggingFaceEncoder(str(folder))
+    from transformers import SiglipModel, SiglipProcessor
+
+    model = SiglipModel.from_pretrained(folder).eval()
+    processor = SiglipProcessor.from_pretrained(folder)
+    texts = ["a castle", "two trees and a boat", ""]
+
+    def expected(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            out = model.get_text_features(input_ids=ids)
+        return normalize(out if isinstance(out, torch.Tensor) else out.pooler_output, dim=-1)
+
+    found, is_cut = encoder.embed_texts(texts, context_length=CONTEXT_LENGTH, official=False)
+    padded = processor.tokenizer(
+        texts, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt"
+    )["input_ids"]
+    torch.testing.assert_close(found, expected(padded), atol=1e-5, rtol=0)
+    assert not is_cut.any()
+    found, is_cut = encoder.embed_texts(texts, context_length=10, official=False)
+    pad = processor.tokenizer.pad_token_id
+    padded[:, 10:] = pad
+    torch.testing.assert_close(found, expected(padded), atol=1e-5, rtol=0)
+    assert is_cut.tolist() == [False, True, False]
+
+    path = make_urban1k(tmp_path) / "Urban1k" / "image" / "5.jpg"
+    pixels = processor.image_processor(Image.open(path), return_tensors="pt")
+    with torch.no_grad():
+        out = model.get_image_features(**pixels)
+    image = normalize(out if isinstance(out, torch.Tensor) else out.pooler_output, dim=-1)
+    seen = encoder.embed_images([path.read_bytes()], ["5.jpg"])
+    torch.testing.assert_close(seen, image, atol=1e-5, rtol=0)
 
 
 def test_a_longer_context_reads_more(model_folder: Path):
@@ -226,7 +298,7 @@ def test_open_clip_is_used_where_it_is(tmp_path: Path):
 
 
 def test_the_command_prints_the_table(
-    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model_folder: Path, scenes_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     make_docci(tmp_path)
     here = ["eval", str(model_folder), "--partial", "--cache", str(tmp_path / "cache")]
@@ -241,14 +313,22 @@ def test_the_command_prints_the_table(
     assert "DOCCI, clean: 95% intervals" in out
     assert "clean, 64 tokens" in out
     assert "at most 64 tokens" in out
-    code, out, _ = run("--bench", f"docci={tmp_path}", "--json")
+    scenes = ["--bench", f"scenes={scenes_folder}", "--samples", "40"]
+    code, out, _ = run("--bench", f"docci={tmp_path}", *scenes)
     assert code == 0
-    assert len(json.loads(out)["models"][0]["results"]) == 2
+    lines = out.splitlines()
+    heading = lines.index("Data sets: recall@1, image to text / text to image")
+    assert lines[heading + 1].split("  ")[-2:] == ["scenes, long", "scenes, short"]
+    assert "* of scenes 40 images of 60 were asked" in out
+    code, out, _ = run("--bench", f"docci={tmp_path}", *scenes, "--json")
+    assert code == 0
+    results = json.loads(out)["models"][0]["results"]
+    asked = [(one["benchmark"], one["protocol"]["name"]) for one in results]
+    assert asked == [("docci", "official"), ("docci", "clean"), ("scenes", "clean")]
     wrong: Sequence[tuple[Sequence[str], str]] = (
         (["--bench", "urban1k=" + str(tmp_path)], "has no caption/*.txt; get it from https://"),
         (["--bench", "urban1k=/nowhere"], "/nowhere is empty or does not exist"),
         (["--bench", "urban=x"], "there is no benchmark urban: choose from retrieval, scenes, dci"),
-        (["--bench", "scenes=x", "--bench", "dci=y"], "one after the other"),
         (["--bench", f"docci={tmp_path}", "--context", "0"], "--context must be 1 or more"),
         (["--bench", f"docci={tmp_path}", "--workers", "-1"], "--workers must be 0 or more"),
         (["--bench", f"docci={tmp_path}", "--samples", "3"], "--samples is for data sets"),

@@ -12,10 +12,10 @@ from lotlip.data.manifest import Manifest, read_manifest, write_manifest
 from lotlip.data.sample import Sample
 from lotlip.data.shards import read_samples, write_shard
 from lotlip.data.store import FolderStore
-from lotlip.errors import CheckpointError, ConfigError, DataError
+from lotlip.errors import ConfigError, DataError
 from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, read_benchmark
 from lotlip.evaluate.retrieval import Interval
-from lotlip_platform.evaluate import evaluate, evaluate_on, table
+from lotlip_platform.evaluate import check_benchmarks, evaluate_on, table
 from lotlip_platform.tables import aligned
 
 RECALLS = {
@@ -35,14 +35,12 @@ def rewritten(source: Path, folder: Path, **changes) -> str:
 
 
 def test_the_benchmarks_give_their_metrics_as_shares_with_intervals(model_folder, scenes_folder):
-    uri = str(scenes_folder)
-    reports = evaluate(str(model_folder), dict.fromkeys(BENCHMARKS, uri))
-    assert [report.benchmark for report in reports] == ["retrieval", "scenes"]
-    retrieval, scenes = reports
+    model = lotlip.load(model_folder)
+    retrieval, scenes = (evaluate_on(model, name, str(scenes_folder)) for name in BENCHMARKS)
     assert set(retrieval.metrics) == RECALLS
     assert set(scenes.metrics) > RECALLS
     assert {"class_zero_shot_top1", "colour_class_zero_shot_top1"} <= set(scenes.metrics)
-    for report in reports:
+    for report in (retrieval, scenes):
         assert report.num_samples == 60
         for interval in report.metrics.values():
             assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
@@ -80,20 +78,21 @@ def test_a_benchmark_that_is_met_again_knows_the_model_that_has_changed(
 def test_headless_texts_are_long_ones_without_their_first_sentence(
     model_folder, scenes_folder, tmp_path
 ):
+    model = lotlip.load(model_folder)
+
     def reported(long):
         uri = rewritten(scenes_folder, tmp_path / str(len(long)), long={"someone": long})
-        return evaluate(str(model_folder), {"retrieval": uri})[0].metrics
+        return evaluate_on(model, "retrieval", uri).metrics
 
     # All long captions are the same, so all images are right; without its first sentence, too.
     assert reported("A red castle. It rains.")["headless_text_to_image_r1"].value == 1.0
-    one_by_one = evaluate(str(model_folder), {"retrieval": str(scenes_folder)})[0].metrics
+    one_by_one = evaluate_on(model, "retrieval", str(scenes_folder)).metrics
     headless = [f"headless_text_to_image_r{k}" for k in (1, 5, 10)]
     store = FolderStore(scenes_folder)
     without = [
         " ".join(split_sentences(sample.long["scenes"])[1:])
         for sample in read_samples(store, read_manifest(store))
     ]
-    model = lotlip.load(model_folder)
     samples = list(read_samples(store, read_manifest(store)))
     shortened = [
         replace(sample, long={"scenes": text})
@@ -113,47 +112,38 @@ def test_the_captions_to_retrieve_by_can_be_chosen(scenes_folder, tmp_path):
         read_benchmark(store, manifest, 9, "c")
 
 
-def test_only_the_first_samples_are_taken_if_asked(model_folder, scenes_folder):
-    (report,) = evaluate(str(model_folder), {"retrieval": str(scenes_folder)}, num_samples=20)
-    assert report.num_samples == 20
-
-
-def test_more_samples_than_there_are_is_an_error(model_folder, scenes_folder):
+def test_more_samples_than_there_are_is_an_error(scenes_folder):
+    store = FolderStore(scenes_folder)
+    assert len(read_benchmark(store, read_manifest(store), 20)) == 20
     with pytest.raises(DataError, match="has 60 samples"):
-        evaluate(str(model_folder), {"retrieval": str(scenes_folder)}, num_samples=61)
+        read_benchmark(store, read_manifest(store), 61)
 
 
-def test_samples_without_scene_facts_are_told(model_folder, scenes_folder, tmp_path):
+@pytest.mark.parametrize(
+    "benchmark, changes, told",
+    [
+        ("scenes", {"extra": {}}, "needs samples of lotlip data scenes"),
+        ("scenes", {"extra": {"scene": [], "facts": 3}}, "not a scene"),
+        ("retrieval", {"long": {}}, "no long caption"),
+        ("retrieval", {"image": b"no image"}, "does not decode"),
+    ],
+)
+def test_samples_that_do_not_fit_are_told(
+    model_folder, scenes_folder, tmp_path, benchmark, changes, told
+):
+    uri = rewritten(scenes_folder, tmp_path / "odd", **changes)
+    with pytest.raises(DataError, match=told):
+        evaluate_on(lotlip.load(model_folder), benchmark, uri)
+
+
+def test_samples_of_other_data_sets_can_be_retrieved(model_folder, scenes_folder, tmp_path):
     uri = rewritten(scenes_folder, tmp_path / "plain", extra={})
-    with pytest.raises(DataError, match="needs samples of lotlip data scenes"):
-        evaluate(str(model_folder), {"scenes": uri})
-    (report,) = evaluate(str(model_folder), {"retrieval": uri})
-    assert set(report.metrics) == RECALLS
+    assert set(evaluate_on(lotlip.load(model_folder), "retrieval", uri).metrics) == RECALLS
 
 
-def test_facts_of_another_shape_are_told(model_folder, scenes_folder, tmp_path):
-    uri = rewritten(scenes_folder, tmp_path / "odd", extra={"scene": [], "facts": 3})
-    with pytest.raises(DataError, match="not a scene"):
-        evaluate(str(model_folder), {"scenes": uri})
-
-
-def test_samples_without_long_captions_are_told(model_folder, scenes_folder, tmp_path):
-    uri = rewritten(scenes_folder, tmp_path / "short", long={})
-    with pytest.raises(DataError, match="no long caption"):
-        evaluate(str(model_folder), {"retrieval": uri})
-
-
-def test_images_that_do_not_decode_are_told(model_folder, scenes_folder, tmp_path):
-    uri = rewritten(scenes_folder, tmp_path / "dark", image=b"no image")
-    with pytest.raises(DataError, match="does not decode"):
-        evaluate(str(model_folder), {"retrieval": uri})
-
-
-def test_an_unknown_benchmark_is_told_before_the_model_is_fetched(scenes_folder):
+def test_an_unknown_benchmark_is_told():
     with pytest.raises(ConfigError, match="no benchmark coco: choose from retrieval, scenes"):
-        evaluate("/no/model", {"coco": str(scenes_folder)})
-    with pytest.raises(CheckpointError, match="no such folder"):
-        evaluate("/no/model", {"retrieval": str(scenes_folder)})
+        check_benchmarks(["retrieval", "coco"])
 
 
 def test_the_table_shows_metrics_down_and_models_across():

@@ -27,11 +27,17 @@ ELSEWHERE = 8
 
 
 class ByHand:
-    """An `Encoder` that sees what `picture` draws, and reads `thing7`."""
+    """An `Encoder` that sees what `picture` draws, and reads `thing7`, or the words it knows."""
 
     digest = "by-hand"
     longest_text = 128
     splits_sentences = False
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        numbered = [rf"\b{re.escape(word)}\b" for word in words]
+        self._known = [re.compile(pattern) for pattern in numbered] or [
+            re.compile(rf"thing{number}\b") for number in range(NUM)
+        ]
 
     def embed_images(self, encoded: Sequence[bytes], names: Sequence[str]) -> Tensor:
         red = [np.asarray(decode(one))[..., 0].mean() for one in encoded]
@@ -42,8 +48,8 @@ class ByHand:
     ) -> tuple[Tensor, Tensor]:
         rows = []
         for text in texts:
-            found = re.search(r"thing(\d+)", text)
-            row = torch.ones(NUM) if found is None else one_hot(torch.tensor(int(found[1])), NUM)
+            found = [number for number, word in enumerate(self._known) if word.search(text)]
+            row = one_hot(torch.tensor(found[0]), NUM) if found else torch.ones(NUM)
             rows.append(normalize(row.float(), dim=0))
         return torch.stack(rows), torch.zeros(len(texts), dtype=torch.bool)
 
@@ -184,10 +190,10 @@ def make_karpathy(root: Path, *, coco: bool) -> Path:
     return root
 
 
-def make_imagenet(root: Path, *, v2: bool) -> Path:
+def make_imagenet(root: Path, *, v2: bool, num_classes: int = 1000) -> Path:
     """An image a class; folders sort otherwise than their numbers."""
     classes, _ = imagenet_names()
-    for index, (wnid, _) in enumerate(classes):
+    for index, (wnid, _) in enumerate(classes[:num_classes]):
         if v2:
             path = root / "imagenetv2-matched-frequency-format-val" / str(index) / "a.jpeg"
         else:

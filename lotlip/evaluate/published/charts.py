@@ -14,9 +14,9 @@ from lotlip.evaluate.retrieval import Interval
 _FOUND = "text_to_image_r1"
 
 
-def sentences_chart(result: Result, title: str) -> bytes:
+def sentences_chart(result: Result) -> bytes:
     """Recall@1 of whole captions, of changed ones, of their sentences, and by length."""
-    shares = result.shares
+    shares = result.answered.shares
     changed = [
         ("whole", shares.get(_FOUND)),
         ("first sentence\nremoved", shares.get(f"headless_{_FOUND}")),
@@ -37,7 +37,7 @@ def sentences_chart(result: Result, title: str) -> bytes:
     _bars(panels[2], lengths, "words of the caption", COLOURS[2])
     panels[0].set_ylabel("text to image recall@1, %", fontsize=FONT_PT)
     figure.suptitle(
-        f"{title}: what the model reads ({result.asked.how}; 95% intervals)",
+        f"{result.asked.about.title}: what the model reads ({result.asked.how}; 95% intervals)",
         fontsize=FONT_PT + 3,
     )
     return png(figure)

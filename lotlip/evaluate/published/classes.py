@@ -32,27 +32,27 @@ _OF_CIFAR = tuple(
 _CIFAR_SIDE_PX = 32
 
 
-def imagenet(files: Files, official: bool) -> Labelled:
+def imagenet(files: Files) -> Labelled:
     """ImageNet-1k (Russakovsky et al. 2015): the validation images in a folder for each class."""
     classes, _ = imagenet_names()
     number = {f"val/{wnid}": index for index, (wnid, _) in enumerate(classes)}
     return _of_folders(files, number, "val/n01440764 (valprep.sh sorts the images into them)")
 
 
-def imagenet_v2(files: Files, official: bool) -> Labelled:
+def imagenet_v2(files: Files) -> Labelled:
     """ImageNet-V2 (Recht et al. 2019): folders are numbers, 0 to 999."""
     top = "imagenetv2-matched-frequency-format-val"
     return _of_folders(files, {f"{top}/{index}": index for index in range(1000)}, f"{top}/0")
 
 
-def cifar10(files: Files, official: bool) -> Labelled:
+def cifar10(files: Files) -> Labelled:
     """CIFAR-10 (Krizhevsky 2009), the Python version, its test batch."""
     folder = "cifar-10-batches-py"
     names = _unpickled(files, f"{folder}/batches.meta")["label_names"]
     return _cifar(files, f"{folder}/test_batch", "labels", names)
 
 
-def cifar100(files: Files, official: bool) -> Labelled:
+def cifar100(files: Files) -> Labelled:
     """CIFAR-100 (Krizhevsky 2009), the Python version, its test batch by fine labels."""
     names = _unpickled(files, "cifar-100-python/meta")["fine_label_names"]
     return _cifar(files, "cifar-100-python/test", "fine_labels", names)

@@ -1,13 +1,12 @@
 """The long-text benchmarks as their authors publish them.
 
-`official` reads them as LoTLIP's own data loaders do (github.com/wuw2019/LoTLIP, dataloaders/).
+Put together as LoTLIP's own data loaders do (github.com/wuw2019/LoTLIP, dataloaders/).
 """
 
 from __future__ import annotations
 
 import re
 
-from lotlip.captions import assemble_official
 from lotlip.evaluate.published.files import Files
 from lotlip.evaluate.published.sets import Pairs
 
@@ -20,7 +19,7 @@ _IIW_PARTS = {
 """The images' folder of each part: as LoTLIP's script copies them, and as their authors have it."""
 
 
-def dci(files: Files, official: bool) -> Pairs:
+def dci(files: Files) -> Pairs:
     """Densely Captioned Images (Urbanek et al. 2024), all splits: short and extra caption."""
     splits = files.json(files.find("splits.json"))
     entries = [name for split in splits.values() for name in split]
@@ -28,14 +27,14 @@ def dci(files: Files, official: bool) -> Pairs:
     places = files.find_all([f"annotations/{name}" for name in entries], "annotation")
     for place, entry in zip(places, files.jsons(places), strict=True):
         short, extra = (
-            files.field(entry, f"{which}_caption", place) for which in ("short", "extra")
+            files.words(entry, f"{which}_caption", place) for which in ("short", "extra")
         )
         names.append(f"photos/{files.field(entry, 'image', place)}")
         texts.append(f"{short}\n{extra}")
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
-def long_dci(files: Files, official: bool) -> Pairs:
+def long_dci(files: Files) -> Pairs:
     """Long-DCI (Najdenkoska et al. 2025, TULIP): DCI's extra captions, without the short ones."""
     places = sorted(place for place in files.versions if _ANNOTATION.search(place))
     names, texts = [], []
@@ -43,10 +42,10 @@ def long_dci(files: Files, official: bool) -> Pairs:
         if text := files.words(entry, "extra_caption", place):
             names.append(f"photos/{files.field(entry, 'image', place)}")
             texts.append(text)
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
-def iiw(files: Files, official: bool) -> Pairs:
+def iiw(files: Files) -> Pairs:
     """ImageInWords (Garg et al. 2024): IIW-400, DCI-Test and DOCCI-Test."""
     names, texts = [], []
     for part, folders in _IIW_PARTS.items():
@@ -59,30 +58,30 @@ def iiw(files: Files, official: bool) -> Pairs:
             known = [name, name.replace("test", "train")]
             names.append(_first_there(files, [f"{f}/{one}" for one in known for f in folders]))
             texts.append(files.words(entry, "IIW", place))
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
-def docci(files: Files, official: bool) -> Pairs:
+def docci(files: Files) -> Pairs:
     """DOCCI (Onoe et al. 2024), its test split."""
     place = files.find("docci_descriptions.jsonlines")
     entries = [e for e in files.json_lines(place) if files.field(e, "split", place) == "test"]
     names = [f"images/{files.field(entry, 'image_file', place)}" for entry in entries]
     texts = [files.words(entry, "description", place) for entry in entries]
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
-def sharegpt4v_1k(files: Files, official: bool) -> Pairs:
+def sharegpt4v_1k(files: Files) -> Pairs:
     """The first thousand captions that ShareGPT4V (Chen et al. 2024) has for images of SA-1B."""
-    return _sharegpt4v(files, official, 1_000)
+    return _sharegpt4v(files, 1_000)
 
 
-def sharegpt4v_10k(files: Files, official: bool) -> Pairs:
+def sharegpt4v_10k(files: Files) -> Pairs:
     """The first ten thousand of them."""
-    return _sharegpt4v(files, official, 10_000)
+    return _sharegpt4v(files, 10_000)
 
 
-def urban1k(files: Files, official: bool) -> Pairs:
-    """Urban-1k (Zhang et al. 2024, Long-CLIP); the authors read a caption's first line only."""
+def urban1k(files: Files) -> Pairs:
+    """Urban-1k (Zhang et al. 2024, Long-CLIP)."""
     captions = sorted(
         place
         for place in files.versions
@@ -94,12 +93,10 @@ def urban1k(files: Files, official: bool) -> Pairs:
         "image/" + place.rpartition("/")[2].removesuffix(".txt") + ".jpg" for place in captions
     ]
     texts = [files.text(place) for place in captions]
-    if official:
-        texts = [text.split("\n", 1)[0] for text in texts]
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
-def _sharegpt4v(files: Files, official: bool, number: int) -> Pairs:
+def _sharegpt4v(files: Files, number: int) -> Pairs:
     """The authors' file of ten thousand, or the whole of ShareGPT4V's."""
     small, whole = "share4v_sam_10k.json", "share-captioner_coco_lcs_sam_1246k_1107.json"
     place = files.find(small if files.has(small) or not files.has(whole) else whole)
@@ -111,15 +108,13 @@ def _sharegpt4v(files: Files, official: bool, number: int) -> Pairs:
         # The folders of SA-1B differ between its copies, its file names don't.
         names.append(str(files.field(entry, "image", place)).rpartition("/")[2])
         texts.append(files.words(said[1], "value", place))
-    return _pairs(files, names, texts, official)
+    return _pairs(files, names, texts)
 
 
 def _first_there(files: Files, names: list[str]) -> str:
     return next((name for name in names if files.has(name)), names[0])
 
 
-def _pairs(files: Files, names: list[str], texts: list[str], official: bool) -> Pairs:
+def _pairs(files: Files, names: list[str], texts: list[str]) -> Pairs:
     """One text an image."""
-    if official:
-        texts = [assemble_official(text) for text in texts]
     return files.pairs(names, texts, range(len(texts)))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lotlip.captions import split_sentences
 from lotlip.evaluate.published.sets import Labelled, Pairs
-from lotlip.evaluate.published.suite import Protocol
+from lotlip.evaluate.published.suite import About, Protocol
 from lotlip.evaluate.ranks import Right, ranks_both_ways, retrieval_ranks
-from lotlip.evaluate.retrieval import RECALL_AT, Answers, Interval, answers_at, median_rank
+from lotlip.evaluate.retrieval import RECALL_AT, Answers, Interval, Ranks, answers_at
 from lotlip.evaluate.zero_shot import zero_shot_answers
 
 SENTENCES = 6
@@ -31,6 +31,7 @@ class Asked:
     """What was asked of a model, and how."""
 
     benchmark: str
+    about: About
     protocol: Protocol
     context_length: int
     """Tokens of a text that this model read at most; see `Protocol.context_length`."""
@@ -38,6 +39,8 @@ class Asked:
     num_texts: int
     digest: str
     """Of texts and names of images: two results with the same one are of the same questions."""
+    images_digest: str
+    """Of the images' bytes."""
     num_cut: int
     """Texts, or classes by their prompts, that were longer than that."""
     splits_sentences: bool
@@ -48,23 +51,53 @@ class Asked:
         """The protocol, with what this model read of it: what figures are compared by."""
         return f"{self.protocol.name}, {self.context_length} tokens"
 
+    @property
+    def is_part(self) -> bool:
+        """Whether not all of the benchmark was there."""
+        return (self.num_images, self.num_texts) != (self.about.num_images, self.about.num_texts)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """A model's answers to a benchmark under a protocol."""
+class Answered:
+    """A model's answers to a benchmark."""
 
-    asked: Asked
-    answers: Mapping[str, Answers] = field(default_factory=dict)
+    answers: Mapping[str, Answers]
     """By names such as `text_to_image_r1`."""
-    medians: Mapping[str, Interval] = field(default_factory=dict)
-    """Median ranks, 1 being the best, by names such as `text_to_image_median_rank`."""
+    ranks: Mapping[str, Ranks] = field(default_factory=dict)
+    """By names such as `text_to_image`."""
     changes: Mapping[str, Interval] = field(default_factory=dict)
     """What is lost, or won, by changed texts against the same ones as they are, in pairs."""
+    num_cut: int = 0
+    """See `Asked`."""
 
     @cached_property
     def shares(self) -> dict[str, Interval]:
         """Shares from 0 to 1 with their 95% intervals."""
         return {name: answers.interval() for name, answers in self.answers.items()}
+
+    @cached_property
+    def medians(self) -> dict[str, Interval]:
+        """Median ranks by names such as `text_to_image_median_rank`."""
+        return {_median(name): ranks.median() for name, ranks in self.ranks.items()}
+
+    def beyond(self, other: Answered) -> dict[str, Interval]:
+        """Shares and medians less another model's, in pairs, of what both were asked alike."""
+        differences = {
+            name: answers.beyond(other.answers[name])
+            for name, answers in self.answers.items()
+            if name in other.answers and answers.are_of_the_same(other.answers[name])
+        }
+        return differences | {
+            _median(name): ranks.beyond(other.ranks[name]) for name, ranks in self.ranks.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was asked, and what was answered."""
+
+    asked: Asked
+    answered: Answered
 
 
 def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -87,8 +120,8 @@ def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
 
 def retrieval(
     pairs: Pairs, image_ND: Tensor, text_TD: Tensor, *, duplicates: bool, by_length: bool
-) -> tuple[dict[str, Answers], dict[str, Interval]]:
-    """Recall and median ranks both ways.
+) -> tuple[dict[str, Answers], dict[str, Ranks]]:
+    """Recall and ranks both ways.
 
     Args:
         duplicates: an image that has an equal text is right for a text, too; otherwise only the one
@@ -102,9 +135,9 @@ def retrieval(
     answers |= {
         f"text_to_image_r{k}": answers_at(to_image, k, clusters=of_image) for k in RECALL_AT
     }
-    medians = {
-        "image_to_text_median_rank": median_rank(to_text.numpy()),
-        "text_to_image_median_rank": median_rank(to_image.numpy(), clusters=of_image),
+    ranks = {
+        "image_to_text": Ranks(to_text.numpy()),
+        "text_to_image": Ranks(to_image.numpy(), of_image),
     }
     if by_length:
         lengths = np.array([len(text.split()) for text in pairs.texts])
@@ -114,7 +147,7 @@ def retrieval(
                 name = f"words_{low}_{high - 1}" if high else f"words_{low}_up"
                 hits = answers_at(to_image[torch.from_numpy(chosen)], 1, clusters=of_image[chosen])
                 answers[f"{name}_text_to_image_r1"] = hits
-    return answers, medians
+    return answers, ranks
 
 
 def variant_retrieval(
@@ -175,6 +208,10 @@ def _mask_of(images: Sequence[Sequence[int]], num_images: int) -> Callable[[int,
         return right
 
     return mask
+
+
+def _median(name: str) -> str:
+    return f"{name}_median_rank"
 
 
 def _normal(text: str) -> str:

@@ -86,7 +86,8 @@ class PixelImages:
 
     def read(self, place: int) -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(self.pixels_NHWC[place]).save(buffer, "PNG", compress_level=1)
+        # Without compression, whose output differs by version: the same pixels, the same bytes.
+        Image.fromarray(self.pixels_NHWC[place]).save(buffer, "BMP")
         return buffer.getvalue()
 
     def part(self, start: int, stop: int) -> PixelImages:
@@ -108,7 +109,7 @@ class Pairs:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of texts and of the images' names: equal where the same was asked."""
-        return _digest([*self.names], [*self.texts], [*self.image_of_T])
+        return digest_of([*self.names], [*self.texts], [*self.image_of_T])
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class Labelled:
     def digest(self) -> str:
         """SHA-256 of prompts, labels and the images' file names."""
         names = [name.rpartition("/")[2] for name in self.images.names]
-        return _digest(names, [*self.labels], [list(p) for p in self.prompts])
+        return digest_of(names, [*self.labels], [list(p) for p in self.prompts])
 
 
-def _digest(*parts: object) -> str:
+def digest_of(*parts: object) -> str:
+    """SHA-256 of what can be written as JSON."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()

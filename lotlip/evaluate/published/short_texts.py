@@ -1,7 +1,4 @@
-"""The short-text retrieval benchmarks, by the files of Karpathy's split (Karpathy & Fei-Fei 2015).
-
-LoTLIP's authors did not release how they read these: `official` differs by the tokenizer only.
-"""
+"""The short-text retrieval benchmarks, by the files of Karpathy and Fei-Fei 2015."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ _CAPTIONS = 5
 """Of each image, as everybody takes them; some images of MSCOCO have more."""
 
 
-def mscoco(files: Files, official: bool) -> Pairs:
+def mscoco(files: Files) -> Pairs:
     """MSCOCO (Lin et al. 2014), the 5,000 test images with their first five captions."""
     return _karpathy(files, "dataset_coco.json", ("val2014", "train2014"))
 
 
-def flickr30k(files: Files, official: bool) -> Pairs:
+def flickr30k(files: Files) -> Pairs:
     """Flickr30k (Young et al. 2014), the 1,000 test images with their five captions."""
     return _karpathy(files, "dataset_flickr30k.json", ("flickr30k-images", "flickr30k_images"))
 

@@ -11,25 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lotlip.captions import assemble_official
 from lotlip.data.store import Store
 from lotlip.errors import ConfigError
 from lotlip.evaluate.published import classes, long_texts, short_texts
 from lotlip.evaluate.published.files import Files
 from lotlip.evaluate.published.sets import Labelled, Pairs
 
-Kind = Literal["long", "short", "classes"]
+Kind = Literal["long", "short", "classes", "data"]
 ProtocolName = Literal["official", "clean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """A benchmark as its authors publish it."""
+class About:
+    """What is known of a benchmark."""
 
     title: str
     kind: Kind
-    read: Callable[[Files, bool], Pairs | Labelled]
-    """From files; true for the official protocol."""
     num_images: int
+    """Of the whole."""
     num_texts: int
     """Of classification, the number of classes."""
     files: str
@@ -38,9 +38,19 @@ class Published:
     """What a text is made of."""
     quirk: str = ""
     """What the authors' code does beyond cutting texts at every full stop."""
+    source: str
+    """Where to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(About):
+    """A benchmark as its authors publish it."""
+
+    read: Callable[[Files], Pairs | Labelled]
+    official_text: Callable[[str], str] = assemble_official
+    """A text as the authors' data loader hands it to their tokenizer."""
     md5: Mapping[str, str] = field(default_factory=dict)
     """Of files whose sums are published."""
-    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,12 @@ _SHAREGPT4V = (
     "dataloaders/share4v/share4v_sam_10k.json of github.com/wuw2019/LoTLIP) and "
     "https://ai.meta.com/datasets/segment-anything (images)"
 )
+
+
+def _first_line(text: str) -> str:
+    return assemble_official(text.split("\n", 1)[0])
+
+
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 PUBLISHED: Mapping[str, Published] = {
@@ -145,6 +161,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="Urban-1k",
         kind="long",
         read=long_texts.urban1k,
+        official_text=_first_line,
         num_images=1_000,
         num_texts=1_000,
         files="caption/*.txt, image/*.jpg",
@@ -156,6 +173,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="MSCOCO",
         kind="short",
         read=short_texts.mscoco,
+        official_text=str,
         num_images=5_000,
         num_texts=25_000,
         files="dataset_coco.json, val2014/*.jpg",
@@ -168,6 +186,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="Flickr30k",
         kind="short",
         read=short_texts.flickr30k,
+        official_text=str,
         num_images=1_000,
         num_texts=5_000,
         files="dataset_flickr30k.json, flickr30k-images/*.jpg",
@@ -229,9 +248,7 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 
-def read_published(
-    store: Store, name: str, *, official: bool, partial: bool = False
-) -> Pairs | Labelled:
+def read_published(store: Store, name: str, *, partial: bool = False) -> Pairs | Labelled:
     """A benchmark from its published files, `partial` also where it is not all there.
 
     Raises: DataError that names what is missing and where to get it.
@@ -239,7 +256,7 @@ def read_published(
     about = PUBLISHED[name]
     files = Files(store, name, about.source, partial=partial)
     try:
-        found = about.read(files, official)
+        found = about.read(files)
     except (TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
         raise files.wrong(f"{store.uri} is not laid out as published ({error!r})") from error
     num_images = len(found.images.names)

@@ -12,7 +12,7 @@ from lotlip.data.store import FolderStore
 from lotlip.errors import DataError
 from lotlip.evaluate.published.measure import retrieval
 from lotlip.evaluate.published.sets import Pairs, StoredImages
-from lotlip.evaluate.retrieval import RECALL_AT, median_rank
+from lotlip.evaluate.retrieval import RECALL_AT, Ranks
 
 WORDS = ("a castle", "a boat", "two trees", "a cat")
 
@@ -62,11 +62,12 @@ def test_recall_is_that_of_counting_by_hand(
         wrong = [scores[t][i] for t in range(num_texts) if not is_right(t, i)]
         to_text.append(rank(right, wrong))
 
-    answers, medians = retrieval(pairs, image_ND, text_TD, duplicates=duplicates, by_length=True)
+    answers, told = retrieval(pairs, image_ND, text_TD, duplicates=duplicates, by_length=True)
     for k in RECALL_AT:
         for name, ranks in (("text_to_image", to_image), ("image_to_text", to_text)):
             assert answers[f"{name}_r{k}"].hits_Q.tolist() == [rank <= k for rank in ranks]
-    assert medians["text_to_image_median_rank"].value == sorted(to_image)[(num_texts - 1) // 2]
+    assert told["text_to_image"].ranks_Q.tolist() == to_image
+    assert told["text_to_image"].median().value == sorted(to_image)[(num_texts - 1) // 2]
     assert answers["words_0_49_text_to_image_r1"].hits_Q.tolist() == [r <= 1 for r in to_image]
 
 
@@ -87,13 +88,26 @@ def test_captions_are_told_apart_by_their_length():
 
 
 def test_the_interval_of_a_median_holds_what_resampling_gives():
-    ranks = np.array([1] * 60 + [5] * 40)
-    assert median_rank(ranks).value == 1
-    wide = median_rank(np.array([1, 2, 3, 4, 100]))
+    assert Ranks(np.array([1] * 60 + [5] * 40)).median().value == 1
+    wide = Ranks(np.array([1, 2, 3, 4, 100])).median()
     assert (wide.value, wide.low, wide.high) == (3, 1, 100)
-    together = median_rank(np.repeat([1, 9], 50), clusters=np.repeat([0, 1], 50))
-    apart = median_rank(np.repeat([1, 9], 50))
+    together = Ranks(np.repeat([1, 9], 50), np.repeat([0, 1], 50)).median()
     assert (together.low, together.high) == (1, 9)
+    apart = Ranks(np.repeat([1, 9], 50)).median()
     assert apart.value == 1
     with pytest.raises(DataError, match="one or more ranks"):
-        median_rank(np.array([]))
+        Ranks(np.array([]))
+
+
+def test_medians_of_two_models_are_compared_in_pairs():
+    rng = np.random.default_rng(0)
+    first = rng.integers(1, 1000, size=400)
+    worse = Ranks(first + 7).beyond(Ranks(first))
+    assert (worse.value, worse.low, worse.high) == (7, 7, 7), "however much the ranks differ"
+    alike = Ranks(rng.permutation(first)).beyond(Ranks(first))
+    assert alike.value == 0
+    assert alike.low < 0 < alike.high
+    with pytest.raises(DataError, match="different queries"):
+        Ranks(first).beyond(Ranks(first[1:]))
+    with pytest.raises(DataError, match="different queries"):
+        Ranks(first).beyond(Ranks(first, np.arange(400) // 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
@@ -31,6 +32,7 @@ from published_sets import (
 
 from lotlip.data.store import FolderStore
 from lotlip.errors import DataError
+from lotlip.evaluate.published.classes import imagenet_names
 from lotlip.evaluate.published.measure import (
     classification,
     retrieval,
@@ -38,7 +40,8 @@ from lotlip.evaluate.published.measure import (
     variants_of,
 )
 from lotlip.evaluate.published.sets import Images, Labelled, Pairs
-from lotlip.evaluate.published.suite import PUBLISHED, read_published
+from lotlip.evaluate.published.suite import PROTOCOLS, PUBLISHED, read_published
+from lotlip.evaluate.questions import RetrievalQuestion, published_question
 from lotlip.evaluate.zero_shot import classifier
 
 MODEL = ByHand()
@@ -46,7 +49,11 @@ HOW: dict[str, Any] = {"context_length": 128, "official": False}
 
 
 def read(root: Path, name: str, *, official: bool = False) -> Pairs | Labelled:
-    return read_published(FolderStore(root), name, official=official, partial=True)
+    """As the protocol has it."""
+    found = read_published(FolderStore(root), name, partial=True)
+    protocol = PROTOCOLS["official" if official else "clean"]
+    question = published_question(name, found, protocol)
+    return question.pairs if isinstance(question, RetrievalQuestion) else found
 
 
 def seen(images: Images) -> torch.Tensor:
@@ -182,7 +189,23 @@ def test_folders_are_classes_by_their_names_not_by_their_order(tmp_path: Path, n
     (next(tmp_path.rglob("*.[jJ]*"))).unlink()
     assert len(read(tmp_path, name).images.names) == 999
     with pytest.raises(DataError, match=r"images of 999 of 1,000 classes, none in a folder"):
-        read_published(FolderStore(tmp_path), name, official=False)
+        read_published(FolderStore(tmp_path), name)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet-v2"])
+def test_classes_are_told_by_their_names_in_all_templates(tmp_path: Path, name: str):
+    make_imagenet(tmp_path, v2=name == "imagenet-v2", num_classes=NUM)
+    pictures = sorted(path for path in tmp_path.rglob("*.*") if path.is_file())
+    first, last = pictures[0].read_bytes(), pictures[-1].read_bytes()
+    pictures[0].write_bytes(last)
+    pictures[-1].write_bytes(first)
+    labelled = read(tmp_path, name)
+    assert isinstance(labelled, Labelled)
+    model = ByHand([word for _, word in imagenet_names()[0][:NUM]])
+    classes = classifier(lambda texts: model.embed_texts(texts, **HOW)[0], labelled.prompts)
+    found = classification(labelled, seen(labelled.images), classes)
+    assert found["top5"].hits_Q.sum() == 10, "two of twelve lie in each other's folders"
+    assert found["top1"].hits_Q.sum() == 9, "a hen of the woods, a mushroom, ties with the hen"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -219,7 +242,7 @@ def test_files_whose_sums_are_published_are_checked(
     monkeypatch.setitem(PUBLISHED, "cifar10", small)  # type: ignore[arg-type]
     told = r"test_batch is not as published \(MD5 [0-9a-f]{32}, should be 40351d"
     with pytest.raises(DataError, match=told):
-        read_published(FolderStore(tmp_path), "cifar10", official=False)
+        read_published(FolderStore(tmp_path), "cifar10")
 
 
 def _remove(root: Path, pattern: str) -> None:
@@ -252,6 +275,34 @@ def _cut(root: Path, pattern: str) -> None:
             lambda r: _remove(r, "4.jpg"),
             r"image/4\.jpg; get it from https",
         ),
+        ("long-dci", make_dci, lambda r: _cut(r, "00003-*"), r"00003-data\.json is damaged or cut"),
+        ("long-dci", make_dci, lambda r: _remove(r, "sa_5.jpg"), r"lacks 1 of 11 images: .*sa_5"),
+        ("iiw", make_iiw, lambda r: _remove(r, "pic_2.jpg"), r"1 of 12 images: docci/pic_2\.jpg"),
+        ("sharegpt4v-1k", make_sharegpt4v, lambda r: _remove(r, "sa_7.jpg"), r"images: sa_7\.jpg"),
+        (
+            "sharegpt4v-10k",
+            make_sharegpt4v,
+            lambda r: _cut(r, "share*"),
+            r"k\.json is damaged or cut",
+        ),
+        (
+            "flickr30k",
+            partial(make_karpathy, coco=False),
+            lambda r: _remove(r, "1004.jpg"),
+            r"lacks 1 of 12 images: flickr30k-images/1004\.jpg",
+        ),
+        (
+            "cifar100",
+            partial(make_cifar, fine=True),
+            lambda r: _cut(r, "test"),
+            r"cifar-100-python/test is damaged or cut",
+        ),
+        (
+            "imagenet-v2",
+            partial(make_imagenet, v2=True, num_classes=NUM),
+            lambda r: None,
+            r"has images of 12 of 1,000 classes, none in a folder imagenetv2-.*/12;",
+        ),
         ("urban1k", lambda r: r, lambda r: None, r"is empty or does not exist; get it from https"),
         (
             "mscoco",
@@ -266,17 +317,35 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(
 ):
     harm(make(tmp_path))
     with pytest.raises(DataError, match=told) as error:
-        read_published(FolderStore(tmp_path), name, official=False)
+        read_published(FolderStore(tmp_path), name)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"benchmark {name}: ")
     assert PUBLISHED[name].source in str(error.value)
+
+
+def test_a_caption_that_is_empty_finds_nothing(tmp_path: Path):
+    make_urban1k(tmp_path / "urban")
+    (tmp_path / "urban" / "Urban1k" / "caption" / "4.txt").write_text("")
+    make_docci(tmp_path / "docci")
+    captions = tmp_path / "docci" / "docci_descriptions.jsonlines"
+    entries = [json.loads(line) for line in captions.read_text().splitlines() if line]
+    mine = next(entry for entry in entries if entry["image_file"] == "test_00003.jpg")
+    mine["description"] = None
+    write_lines(captions, entries)
+    for name, root in (("urban1k", "urban"), ("docci", "docci")):
+        for official in (False, True):
+            pairs = read(tmp_path / root, name, official=official)
+            assert isinstance(pairs, Pairs)
+            assert (len(pairs.texts), sum(text == "" for text in pairs.texts)) == (12, 1)
+            right = 9 if name == "urban1k" and official else 10
+            assert recalls(pairs, official=official)["text_to_image_r1"] == Fraction(right, 12)
 
 
 def test_half_of_a_benchmark_is_no_benchmark(tmp_path: Path):
     make_dci(tmp_path)
     told = r"has 12 images and 12 texts, the whole is 7,805 and 7,805: --partial takes what"
     with pytest.raises(DataError, match=told):
-        read_published(FolderStore(tmp_path), "dci", official=False)
+        read_published(FolderStore(tmp_path), "dci")
 
 
 def test_a_part_is_what_is_there(tmp_path: Path):
