@@ -133,6 +133,8 @@ def _data_sets(models: Sequence[EvaluatedModel]) -> Cells:
         ["model", "protocol", *(f"{name}, {of}" for name in names for of in ("long", "short"))]
     ]
     for label, protocol, results in _own_rows(models, "data"):
+        if not results:
+            continue  # a protocol of published ones alone
         row = []
         for name in names:
             for of in ("long", "short"):
@@ -199,7 +201,7 @@ def _notes(models: Sequence[EvaluatedModel]) -> list[str]:
         "asked: not to be compared with figures of the whole."
         for asked in parts
     ]
-    return list(dict.fromkeys(lines))
+    return ["", *dict.fromkeys(lines)] if lines else []
 
 
 def _protocols(results: Sequence[Result]) -> list[str]:

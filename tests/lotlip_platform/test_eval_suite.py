@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +19,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_sets import make_cifar, make_dci, make_docci, make_karpathy, make_urban1k
+from published_sets import (
+    make_cifar,
+    make_dci,
+    make_docci,
+    make_imagenet,
+    make_karpathy,
+    make_urban1k,
+)
 from tiny_clip import CONTEXT_LENGTH, make_tiny_clip, make_tiny_siglip
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -166,6 +180,36 @@ def test_nothing_is_embedded_twice(config: SuiteConfig, monkeypatch: pytest.Monk
         evaluate_suite(config, Shown(), quiet)
 
 
+def test_an_evaluation_that_was_killed_goes_on(config: SuiteConfig, tmp_path: Path):
+    # The prompts of a thousand classes are fifty pieces.
+    make_imagenet(tmp_path / "imagenet", v2=False, num_classes=12)
+    command = ["eval", config.model, "--bench", f"imagenet={tmp_path / 'imagenet'}", "--partial"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": config.tracking_uri}
+    with subprocess.Popen(
+        [sys.executable, "-m", "lotlip_platform", *command, "--cache", config.cache],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        store = open_store(config.cache)
+        while len(store.list()) < 3 and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    kept = store.list()
+    assert 2 < len(kept) < 50
+    for name in kept:
+        with np.load(io.BytesIO(store.read(name))) as piece:
+            assert piece["features"].ndim == 2, "what is there is whole"
+    only = dataclasses.replace(config, benches={"imagenet": str(tmp_path / "imagenet")})
+
+    def look(title: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt(f"{done} of {total}")
+
+    # 12 images and, read in two ways, 1,000 classes, of which each piece has 20.
+    with pytest.raises(KeyboardInterrupt, match=f"{12 + 20 * (len(kept) - 1)} of 2012"):
+        evaluate_suite(only, look, quiet)
+
+
 def test_workers_of_a_cluster_embed_the_same(config: SuiteConfig, s3_env: str):
     ensure_bucket("s3://evals")
     here = evaluate_suite(config, Shown(), quiet)
@@ -286,15 +330,38 @@ def test_a_model_that_is_not_there_is_one_line(model: str, error: type[Exception
         encoder_of(model)
 
 
-def test_open_clip_is_used_where_it_is(tmp_path: Path):
-    try:
-        import open_clip  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match="needs open_clip, which does not import here"):
-            encoder_of("open_clip:ViT-B-16:openai")
-    else:
-        with pytest.raises(CheckpointError, match="can't be loaded"):
-            encoder_of(f"open_clip:ViT-B-16:{tmp_path / 'nothing.pt'}")
+def test_open_clip_is_told_to_be_missing():
+    if importlib.util.find_spec("open_clip"):
+        pytest.skip("open_clip is installed")
+    with pytest.raises(ConfigError, match="needs open_clip, which does not import here"):
+        encoder_of("open_clip:ViT-B-16:openai")
+
+
+def test_a_model_of_open_clip_gives_what_open_clip_gives(tmp_path: Path):
+    open_clip = pytest.importorskip("open_clip")
+    tower = {"layers": 1, "width": 32}
+    text = {**tower, "context_length": 16, "vocab_size": 49408, "heads": 2}
+    image = {**tower, "image_size": 32, "head_width": 16, "patch_size": 16}
+    architecture = {"embed_dim": 16, "vision_cfg": image, "text_cfg": text}
+    (tmp_path / "tiny.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(tmp_path)
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny")
+    torch.save(model.eval().state_dict(), tmp_path / "tiny.pt")
+    encoder = encoder_of(f"open_clip:tiny:{tmp_path / 'tiny.pt'}")
+    texts = ["a castle", "", "a " * 14, "a " * 15]
+    found, is_cut = encoder.embed_texts(texts, context_length=16, official=False)
+    path = make_urban1k(tmp_path) / "Urban1k" / "image" / "5.jpg"
+    seen = encoder.embed_images([path.read_bytes()], ["5.jpg"])
+    with torch.no_grad():
+        expected = model.encode_text(open_clip.get_tokenizer("tiny")(texts))
+        pictured = model.encode_image(preprocess(Image.open(path).convert("RGB"))[None])
+    torch.testing.assert_close(found, normalize(expected, dim=-1))
+    torch.testing.assert_close(seen, normalize(pictured, dim=-1))
+    assert is_cut.tolist() == [False, False, False, True], "with a start and an end"
+    with pytest.raises(ConfigError, match="read 16 tokens, not 9: leave --context out"):
+        encoder.embed_texts(texts, context_length=9, official=False)
+    with pytest.raises(CheckpointError, match="can't be loaded"):
+        encoder_of(f"open_clip:tiny:{tmp_path / 'nothing.pt'}")
 
 
 def test_the_command_prints_the_table(
