@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lotlip_platform.finding import Finding
     from lotlip_platform.job_status import Status
 
-_SUBMITTED = ("train", "sweep", "precompute", "relabel")
+_SUBMITTED = ("train", "sweep", "precompute", "relabel", "eval")
 
 
 def add_verbs(verbs: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lotlip.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lotlip_platform.eval_config import SuiteConfig
     from lotlip_platform.train_config import TrainConfig
 
 MODEL_HELP = (
@@ -78,11 +79,16 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_eval(verbs: Any) -> None:
     evaluate = verbs.add_parser("eval", help="put a model to benchmarks")
-    evaluate.add_argument("model", help=f"{MODEL_HELP}; also hf:FOLDER, open_clip:ARCH:FILE")
+    evaluate.add_argument(
+        "model",
+        help=f"{MODEL_HELP}; hf:FOLDER, open_clip:ARCH:FILE; or a config such as eval/paper, with "
+        "key=value in place of options",
+    )
+    add_overrides(evaluate, "benches.dci=s3://mine/dci")
     evaluate.add_argument(
         "--bench",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME=URI",
         help="scenes or retrieval with a data set, or a published one with the folder of its files "
         "(docs/evaluation.md)",
@@ -90,12 +96,13 @@ def _add_eval(verbs: Any) -> None:
     evaluate.add_argument(
         "--protocol",
         action="append",
+        default=[],
         choices=("official", "clean"),
         help="official: captions split as the authors' code does; clean: whole (default: both for "
         "published benchmarks, clean for data sets)",
     )
     evaluate.add_argument(
-        "--context", type=int, metavar="TOKENS", help="read so many; default 128 and 512"
+        "--context", type=int, default=0, metavar="TOKENS", help="default 128 and 512"
     )
     evaluate.add_argument("--against", default="", metavar="MODEL", help="compare in pairs")
     evaluate.add_argument("--samples", type=int, default=0, help="of a data set, the first so many")
@@ -183,21 +190,11 @@ def _profile(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from lotlip_platform.eval_suite import SuiteConfig, evaluate_suite
+    from lotlip_platform.eval_suite import evaluate_suite
     from lotlip_platform.eval_table import report_text
     from lotlip_platform.progress import Bars, say
 
-    config = SuiteConfig(
-        model=arguments.model,
-        benches=benches_of(arguments.bench),
-        protocols=arguments.protocol or (),
-        context_length=arguments.context,
-        num_samples=arguments.samples,
-        partial=arguments.partial,
-        against=arguments.against,
-        cache=arguments.cache,
-        num_workers=arguments.workers,
-    )
+    config = _suite_config(arguments)
     with closing(Bars()) as bars:
         suite = evaluate_suite(config, bars.show, say)
     if arguments.json:
@@ -205,6 +202,35 @@ def _eval(arguments: argparse.Namespace) -> None:
         return
     print(report_text(suite.models, suite.differences))
     print(f"run {suite.run_id or 'not yet'}")
+
+
+def _suite_config(arguments: argparse.Namespace) -> SuiteConfig:
+    from lotlip_platform.config import load_config, shipped_configs
+    from lotlip_platform.eval_config import SuiteConfig
+
+    given = {
+        "benches": benches_of(arguments.bench),
+        "protocols": tuple(arguments.protocol),
+        "context_length": arguments.context,
+        "num_samples": arguments.samples,
+        "partial": arguments.partial,
+        "against": arguments.against,
+        "cache": arguments.cache,
+        "num_workers": arguments.workers,
+    }
+    if not (arguments.model.endswith(".yaml") or arguments.model in shipped_configs()):
+        if arguments.overrides:
+            raise ConfigError(
+                f"{arguments.overrides[0]}: key=value is for a config, and {arguments.model} is a "
+                "model: give options"
+            )
+        return SuiteConfig(model=arguments.model, **given)
+    if options := [name for name, value in given.items() if value]:
+        raise ConfigError(
+            f"{options[0]} is given as an option, but {arguments.model} is a config: give "
+            f"{options[0]}=... instead"
+        )
+    return load_config(SuiteConfig, arguments.model, arguments.overrides)
 
 
 def benches_of(given: Sequence[str]) -> dict[str, str]:

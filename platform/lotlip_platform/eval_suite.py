@@ -9,19 +9,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lotlip.errors import ConfigError
-from lotlip.evaluate.benchmarks import BENCHMARKS
 from lotlip.evaluate.encoders import Encoder, LoTLIPEncoder
 from lotlip.evaluate.published.charts import sentences_chart
 from lotlip.evaluate.published.measure import Result
-from lotlip.evaluate.published.suite import (
-    PROTOCOLS,
-    PUBLISHED,
-    Protocol,
-    ProtocolName,
-    Published,
-    read_published,
-)
+from lotlip.evaluate.published.suite import PUBLISHED, Protocol, Published, read_published
 from lotlip.evaluate.questions import (
     DataSetQuestion,
     Question,
@@ -33,64 +24,19 @@ from lotlip_platform import tracking
 from lotlip_platform.attention_page import attention_files
 from lotlip_platform.cluster import connected
 from lotlip_platform.embeddings import FeatureCache, embed_here, embed_on_ray
+from lotlip_platform.eval_config import SuiteConfig
 from lotlip_platform.eval_models import encoder_of
 from lotlip_platform.eval_pieces import answer, put
 from lotlip_platform.eval_table import report_markdown
-from lotlip_platform.evaluate import check_benchmarks
 from lotlip_platform.journal import journal
 from lotlip_platform.lineage import code_tags
 from lotlip_platform.local_services import home
 from lotlip_platform.storage import open_store
 from lotlip_platform.tracked_run import TrackedRun, open_run
 
-EXPERIMENT = "evaluations"
 Asked = Mapping[tuple[str, Protocol], Question]
 Told = Callable[[str, int, int], None]
 """Gets a model, and how many of how many images and texts it has embedded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteConfig:
-    """What is evaluated, and where."""
-
-    model: str
-    """A name that `encoder_of` takes."""
-    benches: Mapping[str, str]
-    """Where the files of each published benchmark lie, or the data set."""
-    protocols: Sequence[ProtocolName] = ()
-    """By which each is put to the model. Empty: published ones by both, data sets by `clean`."""
-    context_length: int | None = None
-    """Tokens that are read; None: as the protocol has it."""
-    num_samples: int = 0
-    """The first so many of a data set; 0 takes all."""
-    partial: bool = False
-    """Take a published benchmark that isn't all there; the table says so."""
-    against: str = ""
-    """Another model, which is asked the same; empty: none."""
-    cache: str = ""
-    """Where features are kept: a folder or s3://BUCKET/PREFIX. Empty: `eval` in the lotlip home."""
-    num_workers: int = 0
-    """Ray workers that embed; 0: this process does."""
-    tracking_uri: str = ""
-    """Of the MLflow server; empty: the usual one."""
-
-    def __post_init__(self) -> None:
-        check_benchmarks(self.benches, also=PUBLISHED)
-        for option, number in (("workers", self.num_workers), ("samples", self.num_samples)):
-            if number < 0:
-                raise ConfigError(f"--{option} must be 0 or more, got {number}")
-        if self.num_samples and not set(BENCHMARKS) & set(self.benches):
-            raise ConfigError("--samples is for data sets; published benchmarks are taken whole")
-        if self.partial and not set(PUBLISHED) & set(self.benches):
-            raise ConfigError("--partial is for published benchmarks, not for data sets")
-
-    def protocols_of(self, benchmark: str) -> list[Protocol]:
-        """By which a benchmark is put. Raises: ConfigError."""
-        names = self.protocols or (list(PROTOCOLS) if benchmark in PUBLISHED else ["clean"])
-        protocols = [PROTOCOLS[name] for name in dict.fromkeys(names)]
-        if self.context_length is None:
-            return protocols
-        return [replace(one, context_length=self.context_length) for one in protocols]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +122,7 @@ def _evaluated(
     embed = (
         embed_on_ray(
             *(name, encoder.digest, store, config.num_workers),
-            tracking.tracking_uri(config.tracking_uri),
+            tracking.tracking_uri(config.tracking.uri),
         )
         if config.num_workers
         else embed_here(encoder, store)
@@ -220,9 +166,9 @@ def _tracked(config: SuiteConfig, digest: str, note: Callable[[str], None]) -> I
     }
     with open_run(
         kept,
-        uri=tracking.tracking_uri(config.tracking_uri),
+        uri=tracking.tracking_uri(config.tracking.uri),
         life=1,
-        experiment=EXPERIMENT,
+        experiment=config.tracking.experiment,
         name=config.model,
         params=params,
         tags={**code_tags(), "kind": "eval", "weights": digest},

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lotlip.errors import ConfigError
+from lotlip.evaluate.benchmarks import BENCHMARKS
 from lotlip_platform.cluster import ClusterConfig
 from lotlip_platform.config import dump_config, dump_values, load_config, load_values
+from lotlip_platform.eval_config import SuiteConfig
 from lotlip_platform.relabel_config import RelabelConfig
 from lotlip_platform.sweep_config import SweepConfig, trials
+from lotlip_platform.tracking_address import is_run_id
 from lotlip_platform.train_config import TrainConfig
 
 CONFIG = "lotlip-job.yaml"
+_NAME = 40
+"""Letters of a job's name that is made of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ def job_spec(verb: str, config: str, overrides: Sequence[str]) -> JobSpec:
         return _sweep(load_config(SweepConfig, config, overrides))
     if verb == "relabel":
         return _relabel(load_config(RelabelConfig, config, overrides))
+    if verb == "eval":
+        return _eval(load_config(SuiteConfig, config, overrides))
     return _train(verb, load_config(TrainConfig, config, overrides))
 
 
@@ -96,6 +103,29 @@ def _relabel(config: RelabelConfig) -> JobSpec:
         tracking_uri=config.tracking.uri,
         clusters=(config.cluster.as_cluster(),),
     )
+
+
+def _eval(config: SuiteConfig) -> JobSpec:
+    names = {"model": config.model, "against": config.against}
+    models = {key: name.removeprefix("hf:") for key, name in names.items()}
+    models = {key: name for key, name in models.items() if name and not _is_known_anywhere(name)}
+    files = {f"benches.{name}": uri for name, uri in config.benches.items()}
+    check_places({"cache": config.cache, **files, **models})
+    return JobSpec(
+        verb="eval",
+        name="-".join(config.benches)[:_NAME],
+        files={CONFIG: dump_config(config)},
+        output=config.cache,
+        stores=(config.cache,),
+        data_sets=tuple(uri for name, uri in config.benches.items() if name in BENCHMARKS),
+        tracking_uri=config.tracking.uri,
+        clusters=(ClusterConfig(num_workers=config.num_workers),) if config.num_workers else (),
+    )
+
+
+def _is_known_anywhere(model: str) -> bool:
+    """Whether a model has this name on each machine, which a folder has not."""
+    return model.startswith(("models:/", "open_clip:")) or is_run_id(model)
 
 
 def _data_sets(configs: Sequence[TrainConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:

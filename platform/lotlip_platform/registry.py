@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from lotlip_platform.history_table import show_history
 from lotlip_platform.probe import make_probe
 from lotlip_platform.registered_version import downloaded, load_copy, load_from
 from lotlip_platform.storage import open_store
+from lotlip_platform.tracking_address import is_run_id
 
 CANDIDATE = "candidate"
 _REQUIREMENTS = (
@@ -46,7 +46,6 @@ _ABOUT = (
     "Its aliases are moved by `lotlip models promote` and `rollback`. Who did so and why is told "
     "by `lotlip models history`; what the gate found, in the experiment `promotions of {name}`."
 )
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def register(server: tracking.Server, run_id: str, model: str, *, name: str, card: str = "") -> int:
@@ -140,7 +139,7 @@ def fetch(model: str, tracking_uri: str = "") -> LoTLIP:
     """
     if model.startswith("s3://"):
         return _load_from_store(model)
-    if model.startswith("models:/") or _RUN_ID.fullmatch(model):
+    if model.startswith("models:/") or is_run_id(model):
         return _load_from_mlflow(model, tracking_uri)
     return lotlip.load(model)
 

@@ -6,6 +6,7 @@ Apart from `tracking`, so that workers, who never talk to MLflow, need not impor
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +32,11 @@ class TrackingConfig:
                 "tracking.uri holds a user name, and configs are recorded: put it into "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
+
+
+def is_run_id(name: str) -> bool:
+    """Whether it looks like the id of an MLflow run."""
+    return bool(re.fullmatch("[0-9a-f]{32}", name))
 
 
 def without_user(uri: str) -> str:

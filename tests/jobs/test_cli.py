@@ -121,7 +121,7 @@ def is_empty(folder: Path) -> bool:
         "data scenes /d --samples 5 --split dev",
         "data fly",
         "eval",
-        "eval model",
+        "eval model --protocol mine",
         "search model /d",
         "convert-official model.pt",
         "down now",
@@ -177,7 +177,7 @@ def test_help_answers_at_once_without_the_large_libraries() -> None:
 def test_the_console_command_ends_with_the_exit_code_and_one_line() -> None:
     done = subprocess.run([LOTLIP, "train", "nowhere"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("lotlip: there is no config nowhere; shipped ones: plan/")
+    assert done.stderr.startswith("lotlip: there is no config nowhere; shipped ones: eval/")
     assert done.stderr.count("\n") == 1
     assert subprocess.run([LOTLIP], capture_output=True, check=False).returncode == 2
 
@@ -221,7 +221,7 @@ def test_a_bad_config_is_told_before_anything_is_started_or_written(
 
 
 def test_a_config_that_is_missing_or_malformed_is_told(tmp_path: Path, fails: Fails) -> None:
-    assert "shipped ones: plan/" in fails("train", "train/scened")
+    assert "shipped ones: eval/" in fails("train", "train/scened")
     assert "there is no config" in fails("train", tmp_path)
     (tmp_path / "bad.yaml").write_text("name: one\nmodel: [\n")
     assert "bad.yaml: line 3" in fails("train", tmp_path / "bad.yaml")

@@ -15,9 +15,9 @@ from lotlip_platform.cli import _parser
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 WRONG = {
-    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
-    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
-    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
+    "train.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: eval/"),
+    "precompute.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: eval/"),
+    "sweep.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: eval/"),
     "models.py": (
         "show nothing",
         "lotlip: 'nothing' is not of the form NAME@ALIAS or NAME/VERSION",
@@ -31,7 +31,7 @@ WRONG = {
         "SRC DEST --format csv --images url",
         "lotlip: columns of format csv must be told",
     ),
-    "relabel.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: plan/"),
+    "relabel.py": ("nowhere", "lotlip: there is no config nowhere; shipped ones: eval/"),
     "scenes.py": ("DEST --samples 0", "lotlip: num_samples=0 must be from 1 to "),
     "pretrain_scenes_tower.py": (
         "DEST --epochs 0",

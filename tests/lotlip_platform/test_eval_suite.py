@@ -36,8 +36,9 @@ from lotlip.evaluate.encoders import HuggingFaceEncoder, LoTLIPEncoder
 from lotlip.evaluate.published.suite import PROTOCOLS
 from lotlip_platform import embeddings
 from lotlip_platform.cli import main
+from lotlip_platform.eval_config import SuiteConfig, SuiteTracking
 from lotlip_platform.eval_models import encoder_of
-from lotlip_platform.eval_suite import EXPERIMENT, SuiteConfig, evaluate_suite
+from lotlip_platform.eval_suite import evaluate_suite
 from lotlip_platform.eval_table import report_text
 from lotlip_platform.evaluate import evaluate_on
 from lotlip_platform.storage import ensure_bucket, open_store
@@ -75,7 +76,7 @@ def config(tmp_path: Path, model_folder: Path, mlflow_server: str) -> SuiteConfi
         },
         partial=True,
         cache=str(tmp_path / "cache"),
-        tracking_uri=mlflow_server,
+        tracking=SuiteTracking(uri=mlflow_server),
     )
 
 
@@ -101,10 +102,10 @@ def test_benchmarks_are_answered_told_and_recorded(config: SuiteConfig, model_fo
     assert "* of DCI 12 images of 7,805 were asked" in table
     assert "README of github.com/wuw2019/LoTLIP at ac95a8d, 2024-11-26" in table
 
-    client = mlflow.MlflowClient(config.tracking_uri)
+    client = mlflow.MlflowClient(config.tracking.uri)
     run = client.get_run(suite.run_id)
     assert run.info.status == "FINISHED"
-    assert client.get_experiment(run.info.experiment_id).name == EXPERIMENT
+    assert client.get_experiment(run.info.experiment_id).name == "evaluations"
     share = clean.answered.shares["text_to_image_r5"].value
     assert run.data.metrics["eval/dci/clean-128-part/text_to_image_r5"] == pytest.approx(share)
     assert run.data.tags["weights"] == evaluated.digest
@@ -125,7 +126,7 @@ def test_a_data_set_is_asked_as_in_training_and_of_other_peoples_models(
         benches={"scenes": str(scenes_folder), "retrieval": str(scenes_folder)},
         against=f"hf:{make_tiny_clip(tmp_path / 'clip')}",
         cache=str(tmp_path / "cache"),
-        tracking_uri=mlflow_server,
+        tracking=SuiteTracking(uri=mlflow_server),
     )
     suite = evaluate_suite(config, Shown(), quiet)
     ours, theirs = (one.results for one in suite.models)
@@ -138,7 +139,7 @@ def test_a_data_set_is_asked_as_in_training_and_of_other_peoples_models(
     assert ours[0].asked.images_digest == theirs[0].asked.images_digest
     table = report_text(suite.models, suite.differences)
     assert "Long texts" not in table, "no published benchmark was asked"
-    official = dataclasses.replace(config, protocols=["official"], against="")
+    official = dataclasses.replace(config, protocols=("official",), against="")
     (again,) = evaluate_suite(official, Shown(), quiet).models
     assert again.results[0].asked.digest != ours[0].asked.digest, "other texts"
 
@@ -184,7 +185,7 @@ def test_an_evaluation_that_was_killed_goes_on(config: SuiteConfig, tmp_path: Pa
     # The prompts of a thousand classes are fifty pieces.
     make_imagenet(tmp_path / "imagenet", v2=False, num_classes=12)
     command = ["eval", config.model, "--bench", f"imagenet={tmp_path / 'imagenet'}", "--partial"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": config.tracking_uri}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": config.tracking.uri}
     with subprocess.Popen(
         [sys.executable, "-m", "lotlip_platform", *command, "--cache", config.cache],
         env=environment,
@@ -237,7 +238,7 @@ def test_two_models_are_compared_on_the_same_questions(config: SuiteConfig, tmp_
     assert difference.value == pytest.approx(values[0] - values[1])
     table = report_text(suite.models, suite.differences)
     assert f"difference to hf:{other}" in table
-    metrics = mlflow.MlflowClient(config.tracking_uri).get_run(suite.run_id).data.metrics
+    metrics = mlflow.MlflowClient(config.tracking.uri).get_run(suite.run_id).data.metrics
     theirs_r5 = metrics[f"against/dci/official-{CONTEXT_LENGTH}-part/text_to_image_r5"]
     assert theirs_r5 == pytest.approx(values[1])
     same = evaluate_suite(dataclasses.replace(config, against=config.model), Shown(), quiet)
@@ -385,7 +386,7 @@ def test_the_command_prints_the_table(
     assert code == 0
     lines = out.splitlines()
     heading = lines.index("Data sets: recall@1, image to text / text to image")
-    assert lines[heading + 1].split("  ")[-2:] == ["scenes, long", "scenes, short"]
+    assert lines[heading + 1].split() == "model protocol scenes, long scenes, short".split()
     assert "* of scenes 40 images of 60 were asked" in out
     code, out, _ = run("--bench", f"docci={tmp_path}", *scenes, "--json")
     assert code == 0
@@ -396,14 +397,29 @@ def test_the_command_prints_the_table(
         (["--bench", "urban1k=" + str(tmp_path)], "has no caption/*.txt; get it from https://"),
         (["--bench", "urban1k=/nowhere"], "/nowhere is empty or does not exist"),
         (["--bench", "urban=x"], "there is no benchmark urban: choose from retrieval, scenes, dci"),
-        (["--bench", f"docci={tmp_path}", "--context", "0"], "--context must be 1 or more"),
-        (["--bench", f"docci={tmp_path}", "--workers", "-1"], "--workers must be 0 or more"),
-        (["--bench", f"docci={tmp_path}", "--samples", "3"], "--samples is for data sets"),
-        (["--bench", "scenes=x"], "--partial is for published benchmarks"),
+        (
+            ["--bench", f"docci={tmp_path}", "--context", "-1"],
+            "context_length=-1 must be 0 or more",
+        ),
+        (["--bench", f"docci={tmp_path}", "--workers", "-1"], "num_workers=-1 must be 0 or more"),
+        (["--bench", f"docci={tmp_path}", "--samples", "3"], "num_samples is for data sets"),
+        (["--bench", "scenes=x"], "partial is for published benchmarks"),
         (["--bench", "docci=s3://nowhere/x"], "nowhere"),
+        ([], "an evaluation needs a benchmark: benches.NAME=URI, or --bench"),
+        (["benches.dci=x"], "benches.dci=x: key=value is for a config, and "),
     )
     for arguments, told in wrong:
         code, out, error = run(*arguments)
         assert (code, out) == (1, "")
         assert told in error
         assert error.count("\n") == 1
+
+    config = tmp_path / "eval.yaml"
+    config.write_text(f"model: {model_folder}\nbenches: {{docci: {tmp_path}}}\npartial: true\n")
+    code = main(["eval", str(config), f"cache={tmp_path / 'cache'}", "protocols=[clean]", "--json"])
+    out, _ = capsys.readouterr()
+    assert code == 0
+    (asked,) = json.loads(out)["models"][0]["results"]
+    assert (asked["benchmark"], asked["num_images"]) == ("docci", 12)
+    assert main(["eval", str(config), "--partial"]) == 1
+    assert "partial is given as an option, but" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import pytest
 
 from lotlip.errors import ConfigError
 from lotlip_platform.config import load_config
+from lotlip_platform.eval_config import SuiteConfig
 from lotlip_platform.job_spec import CONFIG, job_spec
 from lotlip_platform.job_submission import _check_environment
 from lotlip_platform.sweep_config import SweepConfig
@@ -106,3 +107,19 @@ def test_variables_of_lotlip_itself_are_refused() -> None:
     for name in ("LOTLIP_JOB", "OMP_WAIT_POLICY"):
         with pytest.raises(ConfigError, match="is set by lotlip itself"):
             _check_environment({name: "x"})
+
+
+def test_an_evaluation_goes_with_its_config_and_needs_places_that_all_machines_see(
+    tmp_path: Path,
+) -> None:
+    own = ["benches.scenes=s3://b/test", "model=" + 32 * "a", "against=hf:/models/clip"]
+    spec = job_spec("eval", "eval/paper", own)
+    (tmp_path / "config.yaml").write_text(spec.files[CONFIG])
+    again = load_config(SuiteConfig, str(tmp_path / "config.yaml"))
+    assert again == load_config(SuiteConfig, "eval/paper", own)
+    assert spec.data_sets == ("s3://b/test",)
+    assert spec.stores == (spec.output,) == ("s3://lotlip/eval",)
+    assert [one.num_workers for one in spec.clusters] == [1]
+    for wrong in ("model=runs/a/model", "against=hf:clip", "cache=", "benches.dci=data/dci"):
+        with pytest.raises(ConfigError, match="is a folder of one machine"):
+            job_spec("eval", "eval/paper", [wrong])
