@@ -44,6 +44,7 @@ class SuiteConfig:
     num_workers: int = 0
     """Ray workers that embed; 0: the process itself does."""
     tracking: SuiteTracking = field(default_factory=SuiteTracking)
+    """Where it is recorded."""
 
     def __post_init__(self) -> None:
         check_benchmarks(self.benches, also=PUBLISHED)

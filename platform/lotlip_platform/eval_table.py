@@ -208,7 +208,8 @@ def _protocols(results: Sequence[Result]) -> list[str]:
     lines = []
     for result in results:
         asked, about = result.asked, result.asked.about
-        cut = f"{asked.num_cut:,} of the texts were longer" if asked.num_cut else "none was longer"
+        texts = "classes" if about.kind == "classes" else "texts"
+        cut = f"{asked.num_cut:,} {texts} were longer" if asked.num_cut else "none was longer"
         quirk = ""
         if asked.protocol.official:
             if about.kind in ("long", "data"):
@@ -218,7 +219,7 @@ def _protocols(results: Sequence[Result]) -> list[str]:
                 quirk += "; read by the model's own tokenizer"
         lines.append(
             f"- {about.title}, {asked.protocol.name}: {asked.num_images:,} images, "
-            f"{asked.num_texts:,} texts ({about.files}); {about.assembly}{quirk}; at most "
+            f"{asked.num_texts:,} {texts} ({about.files}); {about.assembly}{quirk}; at most "
             f"{asked.context_length} tokens, {cut}; images in RGB; digests: questions "
             f"{asked.digest[:16]}, images {asked.images_digest[:16]}."
         )

@@ -386,7 +386,14 @@ def test_the_command_prints_the_table(
     assert code == 0
     lines = out.splitlines()
     heading = lines.index("Data sets: recall@1, image to text / text to image")
-    assert lines[heading + 1].split() == "model protocol scenes, long scenes, short".split()
+    assert lines[heading + 1].split() == [
+        "model",
+        "protocol",
+        "scenes,",
+        "long",
+        "scenes,",
+        "short",
+    ]
     assert "* of scenes 40 images of 60 were asked" in out
     code, out, _ = run("--bench", f"docci={tmp_path}", *scenes, "--json")
     assert code == 0
