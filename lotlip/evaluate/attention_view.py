@@ -186,4 +186,5 @@ def _draw_cosines(panel: Axes, view: AttentionView) -> None:
     panel.set_xticks(range(len(names)), labels=names, fontsize=FONT_PT)
     panel.set_yticks(range(len(names)), labels=names, fontsize=FONT_PT)
     panel.set_title("cosines of their features", fontsize=FONT_PT + 1)
-    panel.figure.colorbar(image, ax=panel, shrink=0.6)
+    bar = panel.figure.colorbar(image, ax=panel, shrink=0.6)
+    bar.ax.tick_params(labelsize=FONT_PT)

@@ -204,7 +204,8 @@ def _metrics(result: Result, prefix: str) -> dict[str, float]:
 
 
 def _log_attention(run: TrackedRun, encoder: Encoder, asked: Asked) -> None:
-    captions = [one.example for one in asked.values() if one.example]
+    whole_first = sorted(asked.items(), key=lambda item: item[0][1].official)
+    captions = [question.example for _, question in whole_first if question.example]
     if isinstance(encoder, LoTLIPEncoder) and captions:
         for name, content in attention_files(encoder.model, captions[0]).items():
             run.log_file(f"figures/{name}", content)
