@@ -285,9 +285,14 @@ def _attention(arguments: argparse.Namespace) -> None:
     from lotlip.evaluate.attention_view import attention_figure, view_attention
     from lotlip_platform.attention_page import attention_page
     from lotlip_platform.cli_data import write_out
+    from lotlip_platform.progress import say
     from lotlip_platform.registry import fetch
+    from lotlip_platform.search import cut_note
 
-    view = view_attention(fetch(arguments.model), arguments.text)
+    model = fetch(arguments.model)
+    if note := cut_note(model, arguments.text):
+        say(note)
+    view = view_attention(model, arguments.text)
     if arguments.out.suffix == ".html":
         write_out(arguments.out, attention_page(view).encode(), "page")
     else:

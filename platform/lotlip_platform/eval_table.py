@@ -169,8 +169,12 @@ def _details(
     told = [f"{one.model} ({one.results[place].asked.context_length} tokens)" for one in models]
     cells = [["", "n", *told, *compared]]
     answered = [one.results[place].answered for one in models]
-    for name in answered[0].shares:
-        row = [f"{len(answered[0].answers[name].hits_Q):,}"]
+    for name in dict.fromkeys(name for one in answered for name in one.shares):
+        # Of changed texts, those that the model reads whole: not the same for both.
+        nums = [
+            f"{len(one.answers[name].hits_Q):,}" if name in one.answers else "0" for one in answered
+        ]
+        row = [" / ".join(dict.fromkeys(nums))]
         row += [_interval(one.shares.get(name)) for one in answered]
         if differences:
             row.append(_interval(differences[place].get(name), signed=True))
@@ -181,7 +185,7 @@ def _details(
             row.append(_rank(differences[place][name], signed=True))
         cells.append([name, "", *row])
     for name in ("headless", "moved"):
-        if name in answered[0].changes:
+        if any(name in one.changes for one in answered):
             row = [_interval(one.changes.get(name), signed=True) for one in answered]
             cells.append([f"{name} less the same whole", "", *row, *([""] if differences else [])])
     return cells

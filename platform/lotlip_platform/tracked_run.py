@@ -88,7 +88,7 @@ class TrackedRun:
         told_trouble, self._told_trouble = self._told_trouble, trouble
         if trouble and not told_trouble:
             self._note(
-                f"MLflow doesn't take what is logged ({trouble}): training goes on, and "
+                f"MLflow doesn't take what is logged ({trouble}): the run goes on, and "
                 "that is kept here to be sent later"
             )
         if told_trouble and not trouble:

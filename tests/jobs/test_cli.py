@@ -644,11 +644,16 @@ def test_data_eval_and_search_work_end_to_end(
     assert Path("search.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_the_corner_tokens_look_at_is_drawn(model_folder: Path, fails: Fails) -> None:
+def test_what_the_corner_tokens_look_at_is_drawn(
+    model_folder: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
     look = ["attention", str(model_folder), *TEXT]
     assert main(look) == 0
     assert Path("attention.png").read_bytes().startswith(b"\x89PNG")
     assert main([*look, "--out", "a.html"]) == 0
+    capsys.readouterr()
+    assert main(["attention", str(model_folder), "--text", "A castle. " * 200]) == 0
+    assert ", the model reads 96: its end is left out" in capsys.readouterr().err
     page = Path("a.html").read_text()
     assert page.count("<h2>") == 4, "[CLS], two corner tokens, the cosines"
     assert ">castle</span>" in page

@@ -238,6 +238,8 @@ def test_two_models_are_compared_on_the_same_questions(config: SuiteConfig, tmp_
     assert difference.value == pytest.approx(values[0] - values[1])
     table = report_text(suite.models, suite.differences)
     assert f"difference to hf:{other}" in table
+    row = next(line for line in table.splitlines() if line.startswith("headless_text_to_image_r1"))
+    assert row.split()[1:4] == ["11", "/", "0"], "the other one reads no caption whole"
     metrics = mlflow.MlflowClient(config.tracking.uri).get_run(suite.run_id).data.metrics
     theirs_r5 = metrics[f"against/dci/official-{CONTEXT_LENGTH}-part/text_to_image_r5"]
     assert theirs_r5 == pytest.approx(values[1])
