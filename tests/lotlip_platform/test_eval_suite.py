@@ -222,6 +222,15 @@ def test_workers_of_a_cluster_embed_the_same(config: SuiteConfig, s3_env: str):
         assert one.answered.shares == other.answered.shares
 
 
+@pytest.mark.parametrize(
+    "num_gpus, num_workers, share", [(0, 4, 0), (8, 4, 1), (4, 4, 1), (3, 4, 0.5), (2, 5, 1 / 3)]
+)
+def test_workers_share_gpus_so_that_all_of_them_run(num_gpus: int, num_workers: int, share: float):
+    assert embeddings._gpus_each(num_gpus, num_workers) == share
+    if num_gpus:
+        assert num_gpus * int(1 / share + 1e-9) >= num_workers
+
+
 def test_two_models_are_compared_on_the_same_questions(config: SuiteConfig, tmp_path: Path):
     other = make_tiny_clip(tmp_path / "clip")
     suite = evaluate_suite(dataclasses.replace(config, against=f"hf:{other}"), Shown(), quiet)
