@@ -190,34 +190,37 @@ def read_shard(
             number = samples.stop
 
 
-def read_samples(store: Store, manifest: Manifest) -> Iterator[Sample]:
-    """All samples of a data set in their order. Raises: DataError at the first bad one."""
+def read_samples(
+    store: Store, manifest: Manifest, *, start: int = 0
+) -> Generator[Sample, None, None]:
+    """The samples of a data set in their order, from number `start` on.
+
+    Reads from the last offset before it that the manifest knows. Raises: DataError at the first bad
+    one.
+    """
     for shard in manifest.shards:
-        for raw in read_shard(store, shard):
+        if start >= shard.num_samples:
+            start -= shard.num_samples
+            continue
+        for raw in read_shard(store, shard, start=start):
             if isinstance(raw, DamagedShardError):
                 raise raw
             try:
                 yield from_members(raw)
             except DataError as error:
                 raise DataError(f"{store.uri}/{shard.name}: {error}") from error
+        start = 0
 
 
 def read_sample(store: Store, manifest: Manifest, number: int) -> Sample:
     """Sample `number` of a data set, counted through all shards.
 
-    Reads from the last offset before it that the manifest knows. Raises: DataError; IndexError if
-    there is no such sample.
+    Raises: DataError; IndexError if there is no such sample.
     """
-    start = number
-    for shard in manifest.shards:
-        if 0 <= start < shard.num_samples:
-            with closing(read_shard(store, shard, start=start)) as samples:
-                raw = next(samples)
-            if isinstance(raw, DamagedShardError):
-                raise raw
-            return from_members(raw)
-        start -= shard.num_samples
-    raise IndexError(number)
+    if not 0 <= number < manifest.num_samples:
+        raise IndexError(number)
+    with closing(read_samples(store, manifest, start=number)) as samples:
+        return next(samples)
 
 
 class _Part:

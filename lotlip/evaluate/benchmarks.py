@@ -8,7 +8,8 @@ Shape suffixes: N samples, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -93,15 +94,23 @@ class Features:
 def read_benchmark(
     store: Store, manifest: Manifest, num_samples: int, captioner: str = ""
 ) -> list[Sample]:
+    """The samples that `benchmark_samples` gives, images and all."""
+    return list(benchmark_samples(store, manifest, num_samples, captioner))
+
+
+def benchmark_samples(
+    store: Store, manifest: Manifest, num_samples: int, captioner: str = ""
+) -> Iterator[Sample]:
     """The samples of a benchmark; `num_samples` 0 reads all.
 
     With a `captioner` they have no long caption but that one's. Raises: DataError if there are
     fewer than asked for, or one has no long caption to retrieve by.
     """
-    samples = list(islice(read_samples(store, manifest), num_samples or None))
-    if len(samples) < num_samples:
-        raise DataError(f"{store.uri} has {len(samples)} samples, {num_samples} were asked for")
-    return [_of_captioner(sample, captioner, store.uri) for sample in samples]
+    there = manifest.num_samples
+    if there < num_samples:
+        raise DataError(f"{store.uri} has {there} samples, {num_samples} were asked for")
+    for sample in islice(read_samples(store, manifest), num_samples or None):
+        yield _of_captioner(sample, captioner, store.uri)
 
 
 def _of_captioner(sample: Sample, captioner: str, uri: str) -> Sample:
@@ -196,12 +205,12 @@ class Benchmark:
 
     def _fact_retrieval(self, features: Features) -> dict[str, Answers]:
         """Short captions find any scene they are true of; those that state nothing take no part."""
-        telling, true_TN = self._true
+        telling, fact_T, true_FN = self._true
         text_TD = features.short_ND[telling]
-        to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_TN[a:b])
-        told = true_TN.any(dim=0)
-        images_ND = features.image_ND[told]
-        to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_TN.T[told][a:b])
+        to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_FN[fact_T[a:b]])
+        true_NF = true_FN.T[true_FN.any(dim=0)]
+        images_ND = features.image_ND[true_FN.any(dim=0)]
+        to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_NF[a:b][:, fact_T])
         found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
         # Equal captions have equal answers: they are drawn together.
         same_T = caption_labels([self.samples[index].short for index in telling]).numpy()
@@ -210,13 +219,17 @@ class Benchmark:
         }
 
     @cached_property
-    def _true(self) -> tuple[list[int], Tensor]:
-        """Which short captions state something, and of which scenes each of them is true."""
+    def _true(self) -> tuple[list[int], Tensor, Tensor]:
+        """Which short captions state something, by number what each of them states [T], and of
+        which scenes that is true [F, N]."""
         telling = [index for index, stated in enumerate(self._facts) if stated]
+        stated = [json.dumps(self._facts[index], sort_keys=True) for index in telling]
+        numbers = {one: number for number, one in enumerate(dict.fromkeys(stated))}
         rows = [
-            [scenes.is_true_of(self._facts[i], scene) for scene in self._pictured] for i in telling
+            [scenes.is_true_of(facts, scene) for scene in self._pictured]
+            for facts in map(json.loads, numbers)
         ]
-        return telling, torch.tensor(rows)
+        return telling, torch.tensor([numbers[one] for one in stated]), torch.tensor(rows)
 
 
 def _scenes_of(samples: Sequence[Sample]) -> tuple[list[scenes.Scene], list[Any]]:

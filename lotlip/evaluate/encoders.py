@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -99,18 +100,33 @@ class HuggingFaceEncoder:
 
         self._folder = Path(folder).expanduser()
         if not (self._folder / "config.json").is_file():
-            raise CheckpointError(f"hf:{folder} is no folder of a Hugging Face model")
+            raise CheckpointError(
+                f"hf:{folder} is no folder, on this machine's disk, of a Hugging Face model"
+            )
         try:
-            model: Any = AutoModel.from_pretrained(self._folder, dtype=torch.float32)
+            loaded: Any = AutoModel.from_pretrained(
+                self._folder, dtype=torch.float32, output_loading_info=True
+            )
+            model, told = loaded
             self._model: Any = model.to(best_device()).eval()
             self._processor: Any = AutoProcessor.from_pretrained(self._folder)
         except Exception as error:  # whatever is wrong with the folder
             raise CheckpointError(f"hf:{folder} can't be loaded: {_line(error)}") from error
         if not hasattr(self._model, "get_text_features"):
             raise CheckpointError(f"hf:{folder} is no dual encoder, as CLIP and SigLIP are")
-        files = [path for path in sorted(self._folder.rglob("*")) if path.is_file()]
-        digest = _digest([(str(path.relative_to(self._folder)), path) for path in files])
-        self.digest = f"{digest}-{version('transformers')}"
+        # They would be random, and others each time.
+        if lacking := sorted({*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}):
+            raise CheckpointError(
+                f"hf:{folder} lacks {len(lacking)} weights of its model, or has them in another "
+                f"shape: {', '.join(lacking[:3])}; were its keys renamed?"
+            )
+        files = [
+            (path.relative_to(self._folder).as_posix(), path)
+            for path in sorted(self._folder.rglob("*"))
+            if path.is_file() and not path.relative_to(self._folder).as_posix().startswith(".")
+        ]
+        images = type(self._processor.image_processor).__name__
+        self.digest = f"{_digest(files)}-{images}-{version('transformers')}"
 
     @property
     def longest_text(self) -> int:
@@ -129,18 +145,23 @@ class HuggingFaceEncoder:
         self, texts: Sequence[str], *, context_length: int, official: bool
     ) -> tuple[Tensor, Tensor]:
         tokenizer = self._processor.tokenizer
+        is_siglip = self._model.config.model_type.startswith("siglip")
+        texts = [_without_halves(text) for text in texts]
+        if is_siglip and "Gemma" in type(tokenizer).__name__:
+            # SigLIP 2 was trained on lower case, and not all tokenizers that come with it know.
+            texts = [text.lower() for text in texts]
 
         def embed(batch: Sequence[str]) -> Tensor:
             ids = tokenizer(
-                list(batch),
+                batch,
                 padding=True,
                 truncation=True,
                 max_length=context_length,
                 return_tensors="pt",
             )
-            if self._model.config.model_type.startswith("siglip"):
+            if is_siglip:
                 # It was trained on texts padded to the full length, padding being read as well.
-                del ids["attention_mask"]
+                ids.pop("attention_mask", None)
                 ids = tokenizer.pad(
                     *(ids, "max_length", self.longest_text), return_attention_mask=False
                 )
@@ -181,7 +202,7 @@ class OpenClipEncoder:
             )
         self._model: Any = model.to(best_device()).eval()
         self._preprocess: Any = preprocess
-        about = (architecture, repr(preprocess), version("open_clip_torch"))
+        about = (architecture, _told_transforms(preprocess), version("open_clip_torch"))
         hashed = hashlib.sha256(repr(about).encode())
         for name, value in sorted(self._model.state_dict().items()):
             hashed.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -189,7 +210,8 @@ class OpenClipEncoder:
 
     @property
     def longest_text(self) -> int:
-        return int(self._model.context_length)
+        # That of a text tower of transformers may be longer than what it was trained with.
+        return int(self._tokenize.context_length)
 
     def embed_images(self, encoded: Sequence[bytes], names: Sequence[str]) -> Tensor:
         def embed(images: Sequence[Image.Image]) -> Tensor:
@@ -201,22 +223,19 @@ class OpenClipEncoder:
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
     ) -> tuple[Tensor, Tensor]:
-        """Its text towers read their full length only. Raises: ConfigError for another one."""
-        if context_length != self.longest_text:
-            raise ConfigError(
-                f"models of open_clip read {self.longest_text} tokens, not {context_length}: leave "
-                "--context out"
-            )
-
-        def embed(batch: Sequence[str]) -> Tensor:
-            ids = self._tokenize(list(batch), context_length=self.longest_text)
-            return self._model.encode_text(ids.to(_on(self._model)))
-
         # Its tokenizers tell no lengths: where there is more room, what would be cut fills it.
         room = 2 * self.longest_text
         padding = self._tokenize([""], context_length=room)[0, -1]
-        ids = self._tokenize(list(texts), context_length=room)
-        is_cut = (ids[:, self.longest_text :] != padding).any(dim=1)
+
+        def embed(batch: Sequence[str]) -> Tensor:
+            ids = self._tokenize(batch, context_length=context_length)
+            full = ids.new_full((len(batch), self.longest_text), padding)  # as towers are trained
+            full[:, :context_length] = ids
+            return self._model.encode_text(full.to(_on(self._model)))
+
+        texts = [_without_halves(text) for text in texts]
+        ids = self._tokenize(texts, context_length=room)
+        is_cut = (ids[:, context_length:] != padding).any(dim=1)
         return _in_batches(texts, embed, _TEXTS_AT_ONCE), is_cut
 
 
@@ -247,6 +266,16 @@ def _in_batches(items: Sequence[Any], embed: Callable[[Any], Tensor], at_once: i
 def _features(found: Any) -> Tensor:
     """Newer versions of transformers give the features with what they were made of."""
     return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _told_transforms(transforms: Any) -> str:
+    """Without places in memory, which functions are told with: they differ by process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transforms))
+
+
+def _without_halves(text: str) -> str:
+    """Without halves of surrogate pairs, as broken JSON escapes leave them behind."""
+    return text.encode(errors="ignore").decode()
 
 
 def _line(error: BaseException) -> str:

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Protocol as Interface
 
+import torch
 from torch import Tensor
 
 from lotlip.captions import assemble_official
-from lotlip.data.manifest import read_manifest
-from lotlip.data.sample import Sample
+from lotlip.data.manifest import Manifest, read_manifest
+from lotlip.data.shards import read_samples
 from lotlip.data.store import Store
-from lotlip.evaluate.benchmarks import Benchmark, read_benchmark
+from lotlip.errors import DataError
+from lotlip.evaluate.benchmarks import Benchmark, benchmark_samples
 from lotlip.evaluate.benchmarks import Features as DataSetFeatures
 from lotlip.evaluate.published.measure import (
+    CHANGES_OF_THE_WHOLE,
     Answered,
     classification,
     retrieval,
@@ -29,7 +34,7 @@ from lotlip.evaluate.published.measure import (
     variants_of,
 )
 from lotlip.evaluate.published.sets import Images, Labelled, Pairs, digest_of
-from lotlip.evaluate.published.suite import PUBLISHED, About, Protocol
+from lotlip.evaluate.published.suite import CUT_AT_STOPS, PUBLISHED, About, Protocol
 
 _CAPTIONS = "captions"
 
@@ -92,18 +97,23 @@ def published_question(name: str, found: Pairs | Labelled, protocol: Protocol) -
     """A published benchmark as the protocol has it."""
     about = PUBLISHED[name]
     if isinstance(found, Labelled):
-        return ClassificationQuestion(about, found)
+        return ClassificationQuestion(about, found, protocol.official)
     if protocol.official:
         found = replace(found, texts=[about.official_text(text) for text in found.texts])
     return RetrievalQuestion(about, found, protocol.official)
 
 
-def read_data_set(store: Store, name: str, num_samples: int) -> tuple[About, Benchmark]:
+def read_data_set(store: Store, name: str, num_samples: int) -> DataSetQuestion:
     """A benchmark on a data set, of its first samples; `num_samples` 0 takes all.
 
-    Raises: DataError.
+    Their images are left in the shards. Raises: DataError.
     """
     manifest = read_manifest(store)
+    samples, sums = [], []
+    for sample in benchmark_samples(store, manifest, num_samples):
+        sums.append(hashlib.sha256(sample.image).hexdigest())
+        samples.append(replace(sample, image=b""))
+    images = ShardImages(store, manifest, [sample.key for sample in samples], sums)
     about = About(
         title=name,
         kind="data",
@@ -111,9 +121,10 @@ def read_data_set(store: Store, name: str, num_samples: int) -> tuple[About, Ben
         num_texts=manifest.num_samples,
         files=f"{store.uri}, manifest {manifest.digest}",
         assembly="long: that of the first captioner by name; headless: without its first sentence",
+        quirk=CUT_AT_STOPS,
         source=store.uri,
     )
-    return about, Benchmark(name, read_benchmark(store, manifest, num_samples))
+    return DataSetQuestion(about, images, Benchmark(name, samples))
 
 
 @dataclass(frozen=True)
@@ -162,19 +173,26 @@ class RetrievalQuestion:
 
     def answered(self, features: Features) -> Answered:
         """Beside the features of images and captions those of one kind of changed texts are in
-        memory."""
+        memory.
+
+        A caption that is cut takes no part in changes of the whole, which would also bring in what
+        was cut off. A sentence alone is asked if it is read whole itself.
+        """
         image_ND = features.images()
         text_TD, is_cut_T = features.texts(_CAPTIONS)
         answers, ranks = retrieval(
             *(self.pairs, image_ND, text_TD),
-            duplicates=not self.official,
+            official=self.official,
             by_length=self._is_taken_apart,
         )
         changes = {}
         whole = answers["text_to_image_r1"]
         for name, changed in self._changed.items():
-            text_PD, _ = features.texts(name)
-            left = variant_retrieval(self.pairs, changed, ~is_cut_T, image_ND, text_PD, whole)
+            text_PD, is_cut_P = features.texts(name)
+            is_asked_T = ~is_cut_T
+            if name not in CHANGES_OF_THE_WHOLE:
+                is_asked_T[torch.tensor([bool(text) for text in changed])] = ~is_cut_P
+            left = variant_retrieval(self.pairs, changed, is_asked_T, image_ND, text_PD, whole)
             if left is not None:
                 answers[f"{name}_text_to_image_r1"], changes[name] = left
         return Answered(answers=answers, ranks=ranks, changes=changes, num_cut=int(is_cut_T.sum()))
@@ -186,6 +204,7 @@ class ClassificationQuestion:
 
     about: About
     labelled: Labelled
+    official: bool
 
     @property
     def images(self) -> Images:
@@ -213,7 +232,9 @@ class ClassificationQuestion:
 
     def answered(self, features: Features) -> Answered:
         classifier_CD, is_cut_C = features.classes("class")
-        answers = classification(self.labelled, features.images(), classifier_CD)
+        answers = classification(
+            self.labelled, features.images(), classifier_CD, official=self.official
+        )
         return Answered(answers=answers, num_cut=int(is_cut_C.sum()))
 
 
@@ -222,12 +243,9 @@ class DataSetQuestion:
     """Retrieval by long and short captions, and what scenes can be asked."""
 
     about: About
+    images: ShardImages
     benchmark: Benchmark
-    official: bool
-
-    @property
-    def images(self) -> Images:
-        return SampleImages(self.about.source, self.benchmark.samples)
+    official: bool = False
 
     @property
     def texts(self) -> Mapping[str, Sequence[str]]:
@@ -268,22 +286,29 @@ class DataSetQuestion:
 
 
 @dataclass(frozen=True)
-class SampleImages:
-    """Images of samples that are in memory."""
+class ShardImages:
+    """Images of samples, which lie in shards."""
 
-    where: str
-    samples: Sequence[Sample]
+    store: Store
+    manifest: Manifest
+    names: Sequence[str]
+    """Keys."""
+    versions: Sequence[str]
+    """SHA-256 of each."""
+    first: int = 0
+    """The number of its first sample in the data set."""
 
     @property
-    def names(self) -> Sequence[str]:
-        return [sample.key for sample in self.samples]
+    def where(self) -> str:
+        return self.store.uri
 
-    @property
-    def versions(self) -> Sequence[str]:
-        return [hashlib.sha256(sample.image).hexdigest() for sample in self.samples]
+    def read(self) -> list[bytes]:
+        with closing(read_samples(self.store, self.manifest, start=self.first)) as samples:
+            found = [sample.image for sample in islice(samples, len(self.names))]
+        if [hashlib.sha256(image).hexdigest() for image in found] != [*self.versions]:
+            raise DataError(f"{self.where} was changed while it was in use: start again")
+        return found
 
-    def read(self, place: int) -> bytes:
-        return self.samples[place].image
-
-    def part(self, start: int, stop: int) -> SampleImages:
-        return replace(self, samples=self.samples[start:stop])
+    def part(self, start: int, stop: int) -> ShardImages:
+        names, versions = self.names[start:stop], self.versions[start:stop]
+        return replace(self, names=names, versions=versions, first=self.first + start)

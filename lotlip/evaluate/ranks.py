@@ -23,17 +23,26 @@ function that gives the boolean mask [stop - start, N] of the queries from `star
 _SCORE_BITS = 26  # two rows of length 2**26 have a dot product of at most 2**52: exact in float64
 _PAIRS_AT_ONCE = 1 << 13
 _ROWS_AT_ONCE = 1 << 12
+_ALL = 2**62
 _FAR = 20
 """Powers of two by which rows are too long or too short to be multiplied as they are."""
 _FEW = 64
 """Below one pair in so many, exact scores are made pair by pair rather than for the whole tile."""
 
 
-def retrieval_ranks(query_QD: Tensor, item_ND: Tensor, right: Right, *, chunk: int = 256) -> Tensor:
+def retrieval_ranks(
+    query_QD: Tensor,
+    item_ND: Tensor,
+    right: Right,
+    *,
+    first_wins: bool = False,
+    chunk: int = 256,
+) -> Tensor:
     """The rank (1 = best) of the best right item of each query, int64 [Q].
 
     Ties count against the model: a wrong item that scores as high as the best right one stands
     before it, so a constant model gets the worst ranks and the order of the items has no influence.
+    With `first_wins` the first of equal scores stands before the others, as argmax has it.
 
     Scores are dot products of features rounded to 2**-26 of the longest row of their side. That is
     finer than a float32 product and makes every sum exact, so equal pairs tie whatever the chunk,
@@ -46,21 +55,26 @@ def retrieval_ranks(query_QD: Tensor, item_ND: Tensor, right: Right, *, chunk: i
 
     Raises: DataError if a feature is not finite or a query has no right item.
     """
-    return _ranks(query_QD, item_ND, right, chunk, both=False)[0]
+    return _ranks(query_QD, item_ND, right, chunk, both=False, first_wins=first_wins)[0]
 
 
 def ranks_both_ways(
-    query_QD: Tensor, item_ND: Tensor, right: Right, *, chunk: int = 256
+    query_QD: Tensor,
+    item_ND: Tensor,
+    right: Right,
+    *,
+    first_wins: bool = False,
+    chunk: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """`retrieval_ranks`, and the same with queries and items in each other's place: [Q], [N].
 
     Each pair is scored once. Raises: DataError also if an item is right for no query.
     """
-    return _ranks(query_QD, item_ND, right, chunk, both=True)
+    return _ranks(query_QD, item_ND, right, chunk, both=True, first_wins=first_wins)
 
 
 def _ranks(
-    query_QD: Tensor, item_ND: Tensor, right: Right, chunk: int, *, both: bool
+    query_QD: Tensor, item_ND: Tensor, right: Right, chunk: int, *, both: bool, first_wins: bool
 ) -> tuple[Tensor, Tensor]:
     if chunk < 1:
         raise ConfigError(f"chunk must be at least 1, got {chunk}")
@@ -72,12 +86,19 @@ def _ranks(
     ]
     best_Q, best_N = (_lowest(features) for features in (query_QD, item_ND))
     for tile in tiles:
-        right_CN = _checked(right_of(tile.start, tile.stop), tile, item_ND)
-        query_P, item_P = right_CN.nonzero(as_tuple=True)
-        query_P = query_P + tile.start
-        exact_P = scores.exact(query_P, item_P, tile)
+        query_P, item_P, exact_P = _right_pairs(right_of, scores, tile, item_ND)
         best_Q.scatter_reduce_(0, query_P, exact_P, "amax")
         best_N.scatter_reduce_(0, item_P, exact_P, "amax")
+    # Of equal scores those stand before the best right one whose place is below this.
+    until_Q, until_N = (torch.full_like(best, _ALL).long() for best in (best_Q, best_N))
+    for tile in tiles if first_wins else ():
+        query_P, item_P, exact_P = _right_pairs(right_of, scores, tile, item_ND)
+        for until, best, of_P, place_P in (
+            (until_Q, best_Q, query_P, item_P),
+            (until_N, best_N, item_P, query_P),
+        ):
+            is_best = exact_P == best[of_P]
+            until.scatter_reduce_(0, of_P[is_best], place_P[is_best], "amin")
     if both and not best_N.isfinite().all():
         index = int(best_N.isfinite().logical_not().nonzero()[0])
         raise DataError(f"item {index} is right for no query: remove it or mend its labels")
@@ -85,11 +106,21 @@ def _ranks(
     for tile in tiles:
         scores_CN = scores.rough(tile)
         wrong_CN = ~right_of(tile.start, tile.stop).to(query_QD.device)
-        before_CN = scores.not_below(best_Q[tile, None], scores_CN, wrong_CN, tile)
-        ranks_Q[tile] += before_CN.sum(dim=1)
+        of_tile = scores_CN, wrong_CN, tile
+        ranks_Q[tile] += scores.num_before(best_Q[tile], until_Q[tile], *of_tile, dim=1)
         if both:
-            ranks_N += scores.not_below(best_N[None, :], scores_CN, wrong_CN, tile).sum(dim=0)
+            ranks_N += scores.num_before(best_N, until_N, *of_tile, dim=0)
     return ranks_Q, ranks_N
+
+
+def _right_pairs(
+    right_of: Callable[[int, int], Tensor], scores: _Scores, tile: slice, item_ND: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, item and exact score of the right pairs of a tile, each [P]. Raises: DataError."""
+    right_CN = _checked(right_of(tile.start, tile.stop), tile, item_ND)
+    query_P, item_P = right_CN.nonzero(as_tuple=True)
+    query_P = query_P + tile.start
+    return query_P, item_P, scores.exact(query_P, item_P, tile)
 
 
 class _Scores:
@@ -118,18 +149,33 @@ class _Scores:
         dots = [torch.linalg.vecdot(self._query.exact(q), self._item.exact(i)) for q, i in pieces]
         return torch.cat(dots) if dots else _lowest(query_P[:0])
 
-    def not_below(self, best: Tensor, rough_CN: Tensor, wrong_CN: Tensor, tile: slice) -> Tensor:
-        """Which wrong pairs of the tile score as high as `best`, [C, 1] or [1, N]."""
+    def num_before(
+        self,
+        best: Tensor,
+        until: Tensor,
+        rough_CN: Tensor,
+        wrong_CN: Tensor,
+        tile: slice,
+        *,
+        dim: int,
+    ) -> Tensor:
+        """Wrong ones of the tile that score above `best`, or as high at a place below `until`.
+
+        With `dim` 1 these are items of each query, [C], with 0 queries of each item, [N].
+        """
         unit = self._query.unit * self._item.unit
         most, least = (
-            ((best + error) * unit).to(rough_CN.dtype) for error in (self._error, -self._error)
+            ((best + error) * unit).to(rough_CN.dtype).unsqueeze(dim)
+            for error in (self._error, -self._error)
         )
         above_CN = rough_CN > most  # never a right pair
         near_CN = (rough_CN >= least) & ~above_CN & wrong_CN
         query_P, item_P = near_CN.nonzero(as_tuple=True)
         exact_P = self.exact(query_P + tile.start, item_P, tile)
-        above_CN[query_P, item_P] = exact_P >= best.expand_as(rough_CN)[query_P, item_P]
-        return above_CN
+        of_P, place_P = (query_P, item_P) if dim == 1 else (item_P, query_P + tile.start)
+        ties_before_P = (exact_P == best[of_P]) & (place_P < until[of_P])
+        above_CN[query_P, item_P] = (exact_P > best[of_P]) | ties_before_P
+        return above_CN.sum(dim=dim)
 
 
 class _Side:

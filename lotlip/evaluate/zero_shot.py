@@ -42,14 +42,20 @@ def classifier(
 
 
 def zero_shot_answers(
-    image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor
+    image_ND: Tensor,
+    classifier_CD: Tensor,
+    labels_N: Tensor,
+    *,
+    same_C: Tensor | None = None,
+    first_wins: bool = False,
 ) -> dict[str, Answers]:
-    """The images whose class is the nearest, `top1`, or among the nearest five, `top5`."""
-    ranks_N = _class_ranks(image_ND, classifier_CD, labels_N)
-    return {f"top{k}": answers_at(ranks_N, k) for k in (1, 5)}
+    """The images whose class is the nearest, `top1`, or among the nearest five, `top5`.
 
-
-def _class_ranks(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor) -> Tensor:
+    Args:
+        same_C: a number for each class; classes of one number are right for each other's images.
+            Without it each class is on its own.
+        first_wins: as of `retrieval_ranks`.
+    """
     num_classes = len(classifier_CD)
     wrong_N = (labels_N < 0) | (labels_N >= num_classes)
     if wrong_N.any():
@@ -57,4 +63,7 @@ def _class_ranks(image_ND: Tensor, classifier_CD: Tensor, labels_N: Tensor) -> T
         raise DataError(
             f"image {index} has label {int(labels_N[index])}, but there are {num_classes} classes"
         )
-    return retrieval_ranks(image_ND, classifier_CD, (labels_N, torch.arange(num_classes)))
+    class_C = torch.arange(num_classes) if same_C is None else same_C
+    right = class_C[labels_N], class_C
+    ranks_N = retrieval_ranks(image_ND, classifier_CD, right, first_wins=first_wins)
+    return {f"top{k}": answers_at(ranks_N, k) for k in (1, 5)}

@@ -221,8 +221,9 @@ def _suite_config(arguments: argparse.Namespace) -> SuiteConfig:
     if not (arguments.model.endswith(".yaml") or arguments.model in shipped_configs()):
         if arguments.overrides:
             raise ConfigError(
-                f"{arguments.overrides[0]}: key=value is for a config, and {arguments.model} is a "
-                "model: give options"
+                f"{arguments.overrides[0]} is for a config, and there is no config "
+                f"{arguments.model} (shipped ones: {', '.join(shipped_configs())}); with a model "
+                "give options"
             )
         return SuiteConfig(model=arguments.model, **given)
     if options := [name for name, value in given.items() if value]:

@@ -198,7 +198,7 @@ def embed_on_ray(
 ) -> Embed:
     """By `num_workers` workers of the cluster, on its GPUs, which they may share, if it has some.
 
-    Ray is connected.     `tracking_uri` is the MLflow server of models that are named there.
+    Ray is connected. `tracking_uri` is the MLflow server of models that are named there.
     """
     import ray
 
@@ -283,7 +283,7 @@ def _embedded(encoder: Encoder, piece: Piece) -> Embedded:
 
 
 def _embedded_images(encoder: Encoder, images: Images) -> Embedded:
-    encoded = [images.read(place) for place in range(len(images.names))]
+    encoded = images.read()
     try:
         features = encoder.embed_images(encoded, images.names)
     except DataError as error:

@@ -8,16 +8,15 @@ from lotlip.errors import ConfigError
 from lotlip.evaluate.benchmarks import BENCHMARKS
 from lotlip.evaluate.published.suite import PROTOCOLS, PUBLISHED, Protocol, ProtocolName
 from lotlip_platform.evaluate import check_benchmarks
+from lotlip_platform.tracking_address import RunTracking
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteTracking:
+class SuiteTracking(RunTracking):
     """Where an evaluation is recorded."""
 
-    uri: str = ""
-    """As `tracking.uri` of a training run."""
     experiment: str = "evaluations"
-    """MLflow experiment."""
+    """As `tracking.experiment` of a training run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,10 @@ class Put:
     classes: Mapping[str, Sequence[Piece]]
 
     def pieces(self) -> Iterator[Piece]:
-        """All that is to be embedded."""
-        yield from self.images
+        """All that is to be embedded; a context that the model can't read is told by texts."""
         for pieces in (*self.texts.values(), *self.classes.values()):
             yield from pieces
+        yield from self.images
 
 
 def put(question: Question, benchmark: str, protocol: Protocol, encoder: Encoder) -> Put:

@@ -13,12 +13,7 @@ from lotlip.evaluate.encoders import Encoder, LoTLIPEncoder
 from lotlip.evaluate.published.charts import sentences_chart
 from lotlip.evaluate.published.measure import Result
 from lotlip.evaluate.published.suite import PUBLISHED, Protocol, Published, read_published
-from lotlip.evaluate.questions import (
-    DataSetQuestion,
-    Question,
-    published_question,
-    read_data_set,
-)
+from lotlip.evaluate.questions import Question, published_question, read_data_set
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform import tracking
 from lotlip_platform.attention_page import attention_files
@@ -109,9 +104,9 @@ def _questions(config: SuiteConfig) -> dict[tuple[str, Protocol], Question]:
             for protocol in config.protocols_of(name):
                 asked[name, protocol] = published_question(name, found, protocol)
         else:
-            about, benchmark = read_data_set(store, name, config.num_samples)
+            question = read_data_set(store, name, config.num_samples)
             for protocol in config.protocols_of(name):
-                asked[name, protocol] = DataSetQuestion(about, benchmark, protocol.official)
+                asked[name, protocol] = replace(question, official=protocol.official)
     return asked
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol as Interface
 
-from lotlip.evaluate.published.measure import Result
+from lotlip.evaluate.published.measure import CHANGES_OF_THE_WHOLE, Result
 from lotlip.evaluate.published.references import REFERENCES, SOURCES, Reference
 from lotlip.evaluate.published.suite import PUBLISHED, Kind
 from lotlip.evaluate.retrieval import Interval
@@ -184,7 +184,7 @@ def _details(
         if differences:
             row.append(_rank(differences[place][name], signed=True))
         cells.append([name, "", *row])
-    for name in ("headless", "moved"):
+    for name in CHANGES_OF_THE_WHOLE:
         if any(name in one.changes for one in answered):
             row = [_interval(one.changes.get(name), signed=True) for one in answered]
             cells.append([f"{name} less the same whole", "", *row, *([""] if differences else [])])
@@ -216,9 +216,8 @@ def _protocols(results: Sequence[Result]) -> list[str]:
         cut = f"{asked.num_cut:,} {texts} were longer" if asked.num_cut else "none was longer"
         quirk = ""
         if asked.protocol.official:
-            if about.kind in ("long", "data"):
-                quirk += "; cut at every full stop, as the authors' data loaders do"
             quirk += f"; {about.quirk}" if about.quirk else ""
+            quirk += "; of equal scores the first wins" if about.kind != "data" else ""
             if not asked.splits_sentences:
                 quirk += "; read by the model's own tokenizer"
         lines.append(

@@ -107,10 +107,10 @@ def _relabel(config: RelabelConfig) -> JobSpec:
 
 def _eval(config: SuiteConfig) -> JobSpec:
     names = {"model": config.model, "against": config.against}
-    models = {key: name.removeprefix("hf:") for key, name in names.items()}
-    models = {key: name for key, name in models.items() if name and not _is_known_anywhere(name)}
+    for key, name in names.items():
+        _check_model(key, name)
     files = {f"benches.{name}": uri for name, uri in config.benches.items()}
-    check_places({"cache": config.cache, **files, **models})
+    check_places({"cache": config.cache, **files})
     return JobSpec(
         verb="eval",
         name="-".join(config.benches)[:_NAME],
@@ -123,9 +123,21 @@ def _eval(config: SuiteConfig) -> JobSpec:
     )
 
 
-def _is_known_anywhere(model: str) -> bool:
-    """Whether a model has this name on each machine, which a folder has not."""
-    return model.startswith(("models:/", "open_clip:")) or is_run_id(model)
+def _check_model(key: str, model: str) -> None:
+    """Raises: ConfigError for a model that is another one, or none, on another machine."""
+    kind, _, rest = model.partition(":")
+    if not model or kind == "models" or is_run_id(model):
+        return
+    if kind not in ("hf", "open_clip"):
+        check_places({key: model})
+        return
+    checkpoint = rest.partition(":")[2]
+    is_tag = kind == "open_clip" and not {"/", "."} & {*checkpoint}
+    if not is_tag and not (rest if kind == "hf" else checkpoint).startswith("/"):
+        raise ConfigError(
+            f"{key}={model} is read from a disk: give a path that begins with / and is there on "
+            "each machine"
+        )
 
 
 def _data_sets(configs: Sequence[TrainConfig]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from lotlip.errors import ConfigError, UnknownKeyError
 from lotlip_platform.config import build_config, flat, load_values, with_values
+from lotlip_platform.tracking_address import RunTracking
 from lotlip_platform.train_config import TrainConfig
 
 _RANGES = ("uniform", "log_uniform", "integers")
@@ -68,16 +69,6 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepTracking:
-    """Where runs are recorded. Models of trials are not registered."""
-
-    uri: str = ""
-    """As `tracking.uri` of a training run."""
-    experiment: str = "lotlip"
-    """MLflow experiment of all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """All of a sweep."""
 
@@ -114,7 +105,7 @@ class SweepConfig:
     """Trials at a time; 0: as many as the cluster holds."""
     max_failures: int = 1
     """Times that a trial is started again from its last checkpoint after its workers died."""
-    tracking: SweepTracking = field(default_factory=SweepTracking)
+    tracking: RunTracking = field(default_factory=RunTracking)
     """Where MLflow gets the sweep and its trials."""
 
     def __post_init__(self) -> None:

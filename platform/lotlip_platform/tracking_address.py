@@ -14,24 +14,30 @@ from lotlip.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where a run is recorded."""
+class RunTracking:
+    """Where runs are recorded."""
 
     uri: str = ""
     """MLflow server. Empty: MLFLOW_TRACKING_URI, else a SQLite file in the lotlip home."""
     experiment: str = "lotlip"
-    """MLflow experiment of the run; created if it is new."""
-    registered_model: str = "lotlip"
-    """Name under which the model is registered; empty registers nothing."""
+    """MLflow experiment of the runs; created if it is new."""
 
     def __post_init__(self) -> None:
-        if not self.experiment:
+        if not self.experiment.strip():
             raise ConfigError("tracking.experiment must not be empty")
         if without_user(self.uri) != self.uri:
             raise ConfigError(
                 "tracking.uri holds a user name, and configs are recorded: put it into "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig(RunTracking):
+    """Where a run is recorded, and its model registered."""
+
+    registered_model: str = "lotlip"
+    """Name under which the model is registered; empty registers nothing."""
 
 
 def is_run_id(name: str) -> bool:

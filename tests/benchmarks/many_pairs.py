@@ -33,7 +33,7 @@ def main(num: int) -> None:
     pairs = Pairs(StoredImages(FolderStore("."), names, names), texts, range(num), names)
     before_mib = _peak_mib()
     began = time.perf_counter()
-    answers, _ = retrieval(pairs, image_ND, text_ND, duplicates=True, by_length=True)
+    answers, _ = retrieval(pairs, image_ND, text_ND, official=False, by_length=True)
     shares = {name: one.interval().value for name, one in answers.items()}
     took_s = time.perf_counter() - began
     after_mib, features_mib = _peak_mib(), 2 * num * WIDTH * 4 / 2**20

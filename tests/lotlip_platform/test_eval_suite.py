@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,14 @@ from published_sets import (
     make_karpathy,
     make_urban1k,
 )
+from safetensors.torch import load_file, save_file
 from tiny_clip import CONTEXT_LENGTH, make_tiny_clip, make_tiny_siglip
 from torch.nn.functional import cosine_similarity, normalize
+from transformers import AutoTokenizer
 
 import lotlip
 from lotlip.errors import CheckpointError, ConfigError, DataError
-from lotlip.evaluate.encoders import HuggingFaceEncoder, LoTLIPEncoder
+from lotlip.evaluate.encoders import HuggingFaceEncoder, LoTLIPEncoder, _told_transforms
 from lotlip.evaluate.published.suite import PROTOCOLS
 from lotlip_platform import embeddings
 from lotlip_platform.cli import main
@@ -206,8 +209,8 @@ def test_an_evaluation_that_was_killed_goes_on(config: SuiteConfig, tmp_path: Pa
     def look(title: str, done: int, total: int) -> None:
         raise KeyboardInterrupt(f"{done} of {total}")
 
-    # 12 images and, read in two ways, 1,000 classes, of which each piece has 20.
-    with pytest.raises(KeyboardInterrupt, match=f"{12 + 20 * (len(kept) - 1)} of 2012"):
+    # Read in two ways 1,000 classes, of which each piece has 20, and 12 images.
+    with pytest.raises(KeyboardInterrupt, match=f"{20 * len(kept)} of 2012"):
         evaluate_suite(only, look, quiet)
 
 
@@ -281,12 +284,16 @@ def test_a_clip_of_the_hub_gives_what_transformers_gives(tmp_path: Path):
 
 def test_a_siglip_reads_texts_padded_to_its_full_length(tmp_path: Path):
     folder = make_tiny_siglip(tmp_path / "siglip")
+    assert "attention_mask" not in AutoTokenizer.from_pretrained(folder)("a castle")
     encoder = HuggingFaceEncoder(str(folder))
     from transformers import SiglipModel, SiglipProcessor
 
     model = SiglipModel.from_pretrained(folder).eval()
     processor = SiglipProcessor.from_pretrained(folder)
     texts = ["a castle", "two trees and a boat", ""]
+    broken, _ = encoder.embed_texts(
+        ["A \ud83dcastle"], context_length=CONTEXT_LENGTH, official=False
+    )
 
     def expected(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -299,6 +306,7 @@ def test_a_siglip_reads_texts_padded_to_its_full_length(tmp_path: Path):
     )["input_ids"]
     torch.testing.assert_close(found, expected(padded), atol=1e-5, rtol=0)
     assert not is_cut.any()
+    torch.testing.assert_close(broken[0], found[0])  # in lower case, without half a pair
     found, is_cut = encoder.embed_texts(texts, context_length=10, official=False)
     pad = processor.tokenizer.pad_token_id
     padded[:, 10:] = pad
@@ -332,7 +340,8 @@ def test_a_longer_context_reads_more(model_folder: Path):
 @pytest.mark.parametrize(
     "model, error, told",
     [
-        ("hf:/nowhere", CheckpointError, "hf:/nowhere is no folder of a Hugging Face model"),
+        ("hf:/nowhere", CheckpointError, "hf:/nowhere is no folder, on this machine's disk, of a"),
+        ("hf:s3://b/clip", CheckpointError, "hf:s3://b/clip is no folder, on this machine's disk"),
         ("open_clip:ViT-B-16", ConfigError, "is not of the form open_clip:ARCHITECTURE:CHECKPOINT"),
         ("/nowhere", CheckpointError, "there is no model at /nowhere"),
     ],
@@ -340,6 +349,42 @@ def test_a_longer_context_reads_more(model_folder: Path):
 def test_a_model_that_is_not_there_is_one_line(model: str, error: type[Exception], told: str):
     with pytest.raises(error, match=told):
         encoder_of(model)
+
+
+def test_a_folder_whose_weights_are_named_otherwise_is_refused(tmp_path: Path):
+    folder = make_tiny_clip(tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"module.{name}": value for name, value in weights.items()}, folder / "w")
+    (folder / "w").rename(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks \d+ weights .*logit_scale.*were its keys"):
+        encoder_of(f"hf:{folder}")
+    weights["text_projection.weight"] = torch.zeros(3, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"can't be loaded|lacks 1 weights"):
+        encoder_of(f"hf:{folder}")
+
+
+def test_the_same_folder_has_the_same_digest_elsewhere_and_another_one_another(tmp_path: Path):
+    folder = make_tiny_clip(tmp_path / "clip")
+    digest = encoder_of(f"hf:{folder}").digest
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "of_the_hub").write_text("x")
+    assert encoder_of(f"hf:{copy}").digest == digest
+    weights = load_file(folder / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert encoder_of(f"hf:{copy}").digest != digest
+
+
+def test_transforms_are_told_without_their_places_in_memory():
+    def convert() -> None:
+        pass
+
+    told = _told_transforms([convert, 3])
+    assert "convert" in told
+    assert "0x" not in told
 
 
 def test_open_clip_is_told_to_be_missing():
@@ -370,8 +415,21 @@ def test_a_model_of_open_clip_gives_what_open_clip_gives(tmp_path: Path):
     torch.testing.assert_close(found, normalize(expected, dim=-1))
     torch.testing.assert_close(seen, normalize(pictured, dim=-1))
     assert is_cut.tolist() == [False, False, False, True], "with a start and an end"
-    with pytest.raises(ConfigError, match="read 16 tokens, not 9: leave --context out"):
-        encoder.embed_texts(texts, context_length=9, official=False)
+    shorter, is_cut = encoder.embed_texts(texts, context_length=9, official=False)
+    ids = open_clip.get_tokenizer("tiny")(texts, context_length=9)
+    with torch.no_grad():
+        expected = model.encode_text(torch.nn.functional.pad(ids, (0, 7)))
+    torch.testing.assert_close(shorter, normalize(expected, dim=-1))
+    assert is_cut.tolist() == [False, False, True, True]
+    name = f"open_clip:tiny:{tmp_path}/tiny.pt"
+    lines = [
+        "import open_clip",
+        f"open_clip.add_model_config({str(tmp_path)!r})",
+        "from lotlip_platform.eval_models import encoder_of",
+        f"print(encoder_of({name!r}).digest)",
+    ]
+    told = subprocess.check_output([sys.executable, "-c", "\n".join(lines)], text=True)
+    assert told.split()[-1] == encoder.digest, "in another process"
     with pytest.raises(CheckpointError, match="can't be loaded"):
         encoder_of(f"open_clip:tiny:{tmp_path / 'nothing.pt'}")
 
@@ -424,13 +482,17 @@ def test_the_command_prints_the_table(
         (["--bench", "scenes=x"], "partial is for published benchmarks"),
         (["--bench", "docci=s3://nowhere/x"], "nowhere"),
         ([], "an evaluation needs a benchmark: benches.NAME=URI, or --bench"),
-        (["benches.dci=x"], "benches.dci=x: key=value is for a config, and "),
+        (["benches.dci=x"], "benches.dci=x is for a config, and there is no config "),
     )
     for arguments, told in wrong:
         code, out, error = run(*arguments)
         assert (code, out) == (1, "")
         assert told in error
         assert error.count("\n") == 1
+
+    code, out, error = run("--bench", f"docci={tmp_path}", "--context", "2")
+    assert (code, out) == (1, "")
+    assert error.splitlines()[-1].startswith("lotlip: tokenizer context_length must be 5 or more")
 
     config = tmp_path / "eval.yaml"
     config.write_text(f"model: {model_folder}\nbenches: {{docci: {tmp_path}}}\npartial: true\n")

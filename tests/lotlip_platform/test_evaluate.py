@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lotlip.data.shards import read_samples, write_shard
 from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
 from lotlip.evaluate.benchmarks import BENCHMARKS, Benchmark, read_benchmark
+from lotlip.evaluate.questions import read_data_set
 from lotlip.evaluate.retrieval import Interval
 from lotlip_platform.evaluate import check_benchmarks, evaluate_on, table
 from lotlip_platform.tables import aligned
@@ -110,6 +112,26 @@ def test_the_captions_to_retrieve_by_can_be_chosen(scenes_folder, tmp_path):
     assert {tuple(s.long) for s in read_benchmark(store, manifest, 9, "b")} == {("b",)}
     with pytest.raises(DataError, match=r"no long caption by eval\.captioner=c to retrieve by"):
         read_benchmark(store, manifest, 9, "c")
+
+
+def test_images_of_a_data_set_are_left_in_its_shards_until_they_are_embedded(
+    scenes_folder, tmp_path
+):
+    shutil.copytree(scenes_folder, tmp_path / "data")
+    store = FolderStore(tmp_path / "data")
+    samples = list(read_samples(store, read_manifest(store)))
+    question = read_data_set(store, "scenes", 50)
+    assert not any(sample.image for sample in question.benchmark.samples)
+    across = question.images.part(30, 50)  # the first shard holds 40
+    assert across.names == [sample.key for sample in samples[30:50]]
+    assert across.read() == [sample.image for sample in samples[30:50]]
+    assert across.part(12, 14).read() == [sample.image for sample in samples[42:44]]
+    shard = tmp_path / "data" / read_manifest(store).shards[1].name
+    content = shard.read_bytes()
+    place = content.index(samples[45].image)
+    shard.write_bytes(content[: place + 9] + b"\0" + content[place + 10 :])
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        across.read()
 
 
 def test_more_samples_than_there_are_is_an_error(scenes_folder):

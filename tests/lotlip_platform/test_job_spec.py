@@ -120,6 +120,13 @@ def test_an_evaluation_goes_with_its_config_and_needs_places_that_all_machines_s
     assert spec.data_sets == ("s3://b/test",)
     assert spec.stores == (spec.output,) == ("s3://lotlip/eval",)
     assert [one.num_workers for one in spec.clusters] == [1]
-    for wrong in ("model=runs/a/model", "against=hf:clip", "cache=", "benches.dci=data/dci"):
+    for wrong in ("model=runs/a/model", "cache=", "benches.dci=data/dci"):
         with pytest.raises(ConfigError, match="is a folder of one machine"):
             job_spec("eval", "eval/paper", [wrong])
+    for wrong in ("hf:clip", "hf:s3://b/clip", "open_clip:ViT-B-16:./mine.pt"):
+        with pytest.raises(ConfigError, match="is read from a disk: give a path that begins with"):
+            job_spec("eval", "eval/paper", [f"against={wrong}"])
+    for right in ("open_clip:ViT-B-16:openai", "open_clip:ViT-B-16:/models/a.pt", "models:/a@b"):
+        job_spec("eval", "eval/paper", [f"against={right}"])
+    with pytest.raises(ConfigError, match=r"tracking\.experiment must not be empty"):
+        job_spec("eval", "eval/paper", ["tracking.experiment="])

@@ -79,6 +79,11 @@ def make_tiny_siglip(folder: Path) -> Path:
         SiglipModel(config).save_pretrained(folder)
     SiglipProcessor(
         image_processor=SiglipImageProcessorPil(size={"height": 32, "width": 32}),
-        tokenizer=Siglip2Tokenizer(vocab=vocab, merges=[], padding_side="right"),
+        tokenizer=Siglip2Tokenizer(
+            vocab=vocab,
+            merges=[],
+            padding_side="right",
+            model_input_names=["input_ids"],  # as all published ones
+        ),
     ).save_pretrained(folder)
     return folder

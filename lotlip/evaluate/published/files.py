@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,6 +13,7 @@ from lotlip.data.store import Store, Version
 from lotlip.errors import DataError
 from lotlip.evaluate.published.sets import Pairs, StoredImages
 
+_LEFT_BY_MACS = re.compile(r"(^|/)(__MACOSX/|\._)")
 _READERS = 16
 _NAMED = 3
 """Missing files that an error names."""
@@ -35,7 +37,7 @@ class Files:
         found = self.store.versions()
         if not found:
             raise self.wrong(f"{self.store.uri} is empty or does not exist")
-        return found
+        return {place: one for place, one in found.items() if not _LEFT_BY_MACS.search(place)}
 
     def wrong(self, what: str) -> DataError:
         """The error that tells `what`, with the benchmark and where to get it."""

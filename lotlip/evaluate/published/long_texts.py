@@ -1,6 +1,7 @@
 """The long-text benchmarks as their authors publish them.
 
-Put together as LoTLIP's own data loaders do (github.com/wuw2019/LoTLIP, dataloaders/).
+DCI, IIW, ShareGPT4V and Urban-1k are put together as LoTLIP's own data loaders do
+(github.com/wuw2019/LoTLIP, dataloaders/), which have no others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from lotlip.evaluate.published.files import Files
 from lotlip.evaluate.published.sets import Pairs
 
 _ANNOTATION = re.compile(r"(?:^|/)annotations/[^/]+\.json$")
+_URBAN_IMAGE = re.compile(r"(?:^|/)image/([^/]+)\.jpg$")
 _IIW_PARTS = {
     "DOCCI_Test": ("docci", "images"),
     "IIW-400": ("docci_aar", "images_aar"),
@@ -21,10 +23,8 @@ _IIW_PARTS = {
 
 def dci(files: Files) -> Pairs:
     """Densely Captioned Images (Urbanek et al. 2024), all splits: short and extra caption."""
-    splits = files.json(files.find("splits.json"))
-    entries = [name for split in splits.values() for name in split]
     names, texts = [], []
-    places = files.find_all([f"annotations/{name}" for name in entries], "annotation")
+    places = _annotations_by_split(files)
     for place, entry in zip(places, files.jsons(places), strict=True):
         short, extra = (
             files.words(entry, f"{which}_caption", place) for which in ("short", "extra")
@@ -36,6 +36,8 @@ def dci(files: Files) -> Pairs:
 
 def long_dci(files: Files) -> Pairs:
     """Long-DCI (Najdenkoska et al. 2025, TULIP): DCI's extra captions, without the short ones."""
+    if files.has("splits.json"):
+        _annotations_by_split(files)  # all there?
     places = sorted(place for place in files.versions if _ANNOTATION.search(place))
     names, texts = [], []
     for place, entry in zip(places, files.jsons(places), strict=True):
@@ -89,11 +91,20 @@ def urban1k(files: Files) -> Pairs:
     )
     if not captions:
         raise files.wrong(f"{files.store.uri} has no caption/*.txt")
-    names = [
-        "image/" + place.rpartition("/")[2].removesuffix(".txt") + ".jpg" for place in captions
-    ]
+    numbers = [place.rpartition("/")[2].removesuffix(".txt") for place in captions]
+    names = [f"image/{number}.jpg" for number in numbers]
+    images = [match[1] for place in files.versions if (match := _URBAN_IMAGE.search(place))]
+    if not files.partial:
+        files.find_all([f"caption/{one}.txt" for one in sorted({*images, *numbers})], "caption")
     texts = [files.text(place) for place in captions]
     return _pairs(files, names, texts)
+
+
+def _annotations_by_split(files: Files) -> list[str]:
+    """Of DCI, in the order of its splits. Raises: DataError if one is missing."""
+    splits = files.json(files.find("splits.json"))
+    entries = [name for split in splits.values() for name in split]
+    return files.find_all([f"annotations/{name}" for name in entries], "annotation")
 
 
 def _sharegpt4v(files: Files, number: int) -> Pairs:

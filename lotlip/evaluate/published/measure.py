@@ -6,7 +6,7 @@ Shape suffixes: N images, T texts, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,8 @@ from lotlip.evaluate.ranks import Right, ranks_both_ways, retrieval_ranks
 from lotlip.evaluate.retrieval import RECALL_AT, Answers, Interval, Ranks, answers_at
 from lotlip.evaluate.zero_shot import zero_shot_answers
 
+CHANGES_OF_THE_WHOLE = ("headless", "moved")
+"""Of `variants_of`."""
 SENTENCES = 6
 """Sentences that are tried one by one; 8 to 12 are in a long caption, the first tell most."""
 _WORDS = (0, 50, 100, 150, 200)
@@ -119,17 +121,18 @@ def variants_of(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def retrieval(
-    pairs: Pairs, image_ND: Tensor, text_TD: Tensor, *, duplicates: bool, by_length: bool
+    pairs: Pairs, image_ND: Tensor, text_TD: Tensor, *, official: bool, by_length: bool
 ) -> tuple[dict[str, Answers], dict[str, Ranks]]:
     """Recall and ranks both ways.
 
     Args:
-        duplicates: an image that has an equal text is right for a text, too; otherwise only the one
-            it was written for, as the authors count.
+        official: only the image that a text was written for is right, and of equal scores the first
+            one wins, as the authors count. Otherwise an image that has an equal text is right, too,
+            and ties count against the model.
         by_length: tell recall by the length of the texts, too.
     """
-    right = right_images(pairs, duplicates=duplicates)
-    to_image, to_text = ranks_both_ways(text_TD, image_ND, right)
+    right = _own_images(pairs) if official else _described_images(pairs.texts, pairs)
+    to_image, to_text = ranks_both_ways(text_TD, image_ND, right, first_wins=official)
     of_image = np.asarray(pairs.image_of_T)
     answers = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
     answers |= {
@@ -153,50 +156,60 @@ def retrieval(
 def variant_retrieval(
     pairs: Pairs,
     variant: Sequence[str],
-    fits_T: Tensor,
+    is_asked_T: Tensor,
     image_ND: Tensor,
     text_PD: Tensor,
     whole: Answers,
 ) -> tuple[Answers, Interval] | None:
     """Whether changed texts still find their images first, and how much less often than `whole`.
 
-    Of texts that fit as they are: of one that is cut, a change also brings in what was cut off.
-    `text_PD` are the features of those that are not empty, in their order. None if nothing is left.
+    `text_PD` are the features of those that are not empty, in their order. Only the `is_asked_T`
+    are asked, but an image is right by any of its texts. None if nothing is left.
     """
     there = torch.tensor([place for place, text in enumerate(variant) if text], dtype=torch.int64)
-    fits_P = fits_T[there]
-    chosen = there[fits_P].tolist()
+    is_asked_P = is_asked_T[there]
+    chosen = there[is_asked_P].tolist()
     if not chosen:
         return None
-    changed = replace(
-        pairs,
-        texts=[variant[place] for place in chosen],
-        image_of_T=[pairs.image_of_T[place] for place in chosen],
-    )
-    ranks = retrieval_ranks(text_PD[fits_P], image_ND, right_images(changed, duplicates=True))
-    clusters = np.asarray(changed.image_of_T)
+    right = _described_images(variant, pairs, chosen)
+    ranks = retrieval_ranks(text_PD[is_asked_P], image_ND, right)
+    clusters = np.asarray(pairs.image_of_T)[chosen]
     found = answers_at(ranks, 1, clusters=clusters)
     return found, found.beyond(Answers(whole.hits_Q[chosen], clusters))
 
 
 def classification(
-    labelled: Labelled, image_ND: Tensor, classifier_CD: Tensor
+    labelled: Labelled, image_ND: Tensor, classifier_CD: Tensor, *, official: bool
 ) -> dict[str, Answers]:
-    """Accuracy `top1` and `top5`."""
-    return zero_shot_answers(image_ND, classifier_CD, torch.tensor([*labelled.labels]))
+    """Accuracy `top1` and `top5`.
+
+    Classes of equal names, as ImageNet's two missiles, are right for each other's images;
+    `official` has the first of them win, so that images of the second are always wrong.
+    """
+    same: dict[tuple[str, ...], int] = {}
+    numbers = [same.setdefault(tuple(of_class), len(same)) for of_class in labelled.prompts]
+    return zero_shot_answers(
+        *(image_ND, classifier_CD, torch.tensor([*labelled.labels])),
+        same_C=None if official else torch.tensor(numbers),
+        first_wins=official,
+    )
 
 
-def right_images(pairs: Pairs, *, duplicates: bool) -> Right:
-    """Which images are right for each text."""
-    of_image = torch.tensor([*pairs.image_of_T])
-    num_images = len(pairs.images.names)
-    if not duplicates:
-        return of_image, torch.arange(num_images)
+def _own_images(pairs: Pairs) -> Right:
+    """For each text the image that it was written for is right."""
+    return torch.tensor([*pairs.image_of_T]), torch.arange(len(pairs.images.names))
+
+
+def _described_images(
+    texts: Sequence[str], pairs: Pairs, asked: Sequence[int] | None = None
+) -> Right:
+    """For each text, or those at some places, all images that have an equal one are right."""
     with_text: dict[str, list[int]] = {}
-    for text, image in zip(pairs.texts, pairs.image_of_T, strict=True):
+    for text, image in zip(texts, pairs.image_of_T, strict=True):
         with_text.setdefault(_normal(text), []).append(image)
-    images = [with_text[_normal(text)] for text in pairs.texts]
-    return _mask_of(images, num_images)
+    places = range(len(texts)) if asked is None else asked
+    images = [with_text[_normal(texts[place])] for place in places]
+    return _mask_of(images, len(pairs.images.names))
 
 
 def _mask_of(images: Sequence[Sequence[int]], num_images: int) -> Callable[[int, int], Tensor]:

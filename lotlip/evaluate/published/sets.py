@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -18,9 +19,12 @@ from PIL import Image
 
 from lotlip.data.store import Store
 
+_READERS = 16
+"""Images that are fetched at a time: from S3 each one takes its time."""
+
 
 class Images(Protocol):
-    """The images of a benchmark, read one by one."""
+    """The images of a benchmark, or some of them."""
 
     @property
     def where(self) -> str:
@@ -37,8 +41,8 @@ class Images(Protocol):
         """What tells the contents of each, old and new, apart, [N]."""
         ...
 
-    def read(self, place: int) -> bytes:
-        """One as a file holds it. Raises: DataError."""
+    def read(self) -> list[bytes]:
+        """All of them, as files hold them: [N]. Raises: DataError."""
         ...
 
     def part(self, start: int, stop: int) -> Images:
@@ -58,8 +62,9 @@ class StoredImages:
     def where(self) -> str:
         return self.store.uri
 
-    def read(self, place: int) -> bytes:
-        return self.store.read(self.names[place])
+    def read(self) -> list[bytes]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(self.store.read, self.names))
 
     def part(self, start: int, stop: int) -> StoredImages:
         return StoredImages(self.store, self.names[start:stop], self.versions[start:stop])
@@ -84,11 +89,12 @@ class PixelImages:
     def versions(self) -> Sequence[str]:
         return [hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in self.pixels_NHWC]
 
-    def read(self, place: int) -> bytes:
-        buffer = io.BytesIO()
+    def read(self) -> list[bytes]:
         # Without compression, whose output differs by version: the same pixels, the same bytes.
-        Image.fromarray(self.pixels_NHWC[place]).save(buffer, "BMP")
-        return buffer.getvalue()
+        files = [io.BytesIO() for _ in self.pixels_NHWC]
+        for pixels, file in zip(self.pixels_NHWC, files, strict=True):
+            Image.fromarray(pixels).save(file, "BMP")
+        return [file.getvalue() for file in files]
 
     def part(self, start: int, stop: int) -> PixelImages:
         return replace(self, pixels_NHWC=self.pixels_NHWC[start:stop], first=self.first + start)
@@ -131,4 +137,4 @@ class Labelled:
 
 def digest_of(*parts: object) -> str:
     """SHA-256 of what can be written as JSON."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -7,13 +7,13 @@ One model's figures under two protocols are two results: the same weights of LoT
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lotlip.captions import assemble_official
 from lotlip.data.store import Store
-from lotlip.errors import ConfigError
 from lotlip.evaluate.published import classes, long_texts, short_texts
 from lotlip.evaluate.published.files import Files
 from lotlip.evaluate.published.sets import Labelled, Pairs
@@ -37,7 +37,7 @@ class About:
     assembly: str
     """What a text is made of."""
     quirk: str = ""
-    """What the authors' code does beyond cutting texts at every full stop."""
+    """What `official` does to the texts."""
     source: str
     """Where to get it."""
 
@@ -62,10 +62,6 @@ class Protocol:
     context_length: int
     """Tokens that a text may have; a model that can't read so many reads what it can."""
 
-    def __post_init__(self) -> None:
-        if self.context_length < 1:
-            raise ConfigError(f"--context must be 1 or more, got {self.context_length}")
-
     @property
     def official(self) -> bool:
         return self.name == "official"
@@ -86,6 +82,10 @@ _SHAREGPT4V = (
 )
 
 
+CUT_AT_STOPS = "cut at every full stop, as the authors' data loaders do"
+_AS_THEY_ARE = "the authors published no code for it: captions go to the tokenizer as they are"
+
+
 def _first_line(text: str) -> str:
     return assemble_official(text.split("\n", 1)[0])
 
@@ -97,6 +97,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="DCI",
         kind="long",
         read=long_texts.dci,
+        quirk=CUT_AT_STOPS,
         num_images=7_805,
         num_texts=7_805,
         files="splits.json, annotations/*.json, photos/*.jpg",
@@ -108,6 +109,8 @@ PUBLISHED: Mapping[str, Published] = {
         title="Long-DCI",
         kind="long",
         read=long_texts.long_dci,
+        official_text=str,
+        quirk=_AS_THEY_ARE,
         num_images=7_602,
         num_texts=7_602,
         files="annotations/*.json, photos/*.jpg",
@@ -119,6 +122,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="IIW",
         kind="long",
         read=long_texts.iiw,
+        quirk=CUT_AT_STOPS,
         num_images=612,
         num_texts=612,
         files="{DOCCI_Test,IIW-400,DCI_Test}/data.jsonl, docci or images, docci_aar or "
@@ -131,6 +135,8 @@ PUBLISHED: Mapping[str, Published] = {
         title="DOCCI",
         kind="long",
         read=long_texts.docci,
+        official_text=str,
+        quirk=_AS_THEY_ARE,
         num_images=5_000,
         num_texts=5_000,
         files="docci_descriptions.jsonlines, images/test_*.jpg",
@@ -141,6 +147,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="SV-1k",
         kind="long",
         read=long_texts.sharegpt4v_1k,
+        quirk=CUT_AT_STOPS,
         num_images=1_000,
         num_texts=1_000,
         files="share4v_sam_10k.json or share-captioner_coco_lcs_sam_1246k_1107.json, sa_*.jpg",
@@ -151,6 +158,7 @@ PUBLISHED: Mapping[str, Published] = {
         title="SV-10k",
         kind="long",
         read=long_texts.sharegpt4v_10k,
+        quirk=CUT_AT_STOPS,
         num_images=10_000,
         num_texts=10_000,
         files="share4v_sam_10k.json or share-captioner_coco_lcs_sam_1246k_1107.json, sa_*.jpg",
@@ -166,7 +174,7 @@ PUBLISHED: Mapping[str, Published] = {
         num_texts=1_000,
         files="caption/*.txt, image/*.jpg",
         assembly="the file of the caption",
-        quirk="only the first line of a caption is read",
+        quirk=f"{CUT_AT_STOPS}; only the first line of a caption is read",
         source="https://huggingface.co/datasets/BeichenZhang/Urban1k",
     ),
     "mscoco": Published(
@@ -178,7 +186,7 @@ PUBLISHED: Mapping[str, Published] = {
         num_texts=25_000,
         files="dataset_coco.json, val2014/*.jpg",
         assembly="the first five captions; split test",
-        quirk="not released by the authors: captions go to their tokenizer as they are",
+        quirk=_AS_THEY_ARE,
         source="https://cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
         "https://cocodataset.org (val2014.zip)",
     ),
@@ -191,7 +199,7 @@ PUBLISHED: Mapping[str, Published] = {
         num_texts=5_000,
         files="dataset_flickr30k.json, flickr30k-images/*.jpg",
         assembly="five captions; split test",
-        quirk="not released by the authors: captions go to their tokenizer as they are",
+        quirk=_AS_THEY_ARE,
         source="https://cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip) and "
         "https://shannon.cs.illinois.edu/DenotationGraph",
     ),
@@ -268,11 +276,21 @@ def read_published(store: Store, name: str, *, partial: bool = False) -> Pairs |
     if is_more or ((num_images, num_texts) != whole and not partial):
         raise files.wrong(
             f"{store.uri} has {num_images:,} images and {num_texts:,} texts, the whole is "
-            f"{whole[0]:,} and {whole[1]:,}{'' if is_more else ': --partial takes what is there'}"
+            f"{whole[0]:,} and {whole[1]:,}{_fewest(found)}"
+            f"{'' if is_more else ': --partial takes what is there'}"
         )
     if not partial:
         _check_sums(files, about.md5)
     return found
+
+
+def _fewest(found: Pairs | Labelled) -> str:
+    """Where images of classes may be missing."""
+    if isinstance(found, Pairs):
+        return ""
+    label, number = min(Counter(found.labels).items(), key=lambda item: item[1])
+    folder = found.images.names[found.labels.index(label)].rpartition("/")[0]
+    return f" (fewest, {number:,}, in {folder})" if folder else ""
 
 
 def _check_sums(files: Files, sums: Mapping[str, str]) -> None:

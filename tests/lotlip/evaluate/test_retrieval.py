@@ -29,12 +29,14 @@ def report(image, text, image_labels, text_labels):
     return {name: one.interval() for name, one in answers.items()}
 
 
-def slow_ranks(query, item, right):
-    """The definition: sort by falling score, wrong before right; find the first right item."""
+def slow_ranks(query, item, right, first_wins=False):
+    """The definition: sort by falling score, of equal ones wrong before right, or as they stand;
+    find the first right item."""
     ranks = []
     for index, feature in enumerate(query):
         scores = [sum(a * b for a, b in zip(feature, other, strict=True)) for other in item]
-        order = sorted(range(len(item)), key=lambda n: (-scores[n], right[index][n]))
+        tie = range(len(item)) if first_wins else right[index]
+        order = sorted(range(len(item)), key=lambda n: (-scores[n], tie[n]))
         ranks.append(1 + next(place for place, n in enumerate(order) if right[index][n]))
     return ranks
 
@@ -56,27 +58,29 @@ def labelled_features(draw):
     )
 
 
-@given(labelled_features(), st.integers(1, 10))
+@given(labelled_features(), st.integers(1, 10), st.booleans())
 @settings(deadline=None, max_examples=300)
-def test_ranks_equal_the_definition_with_many_ties_and_duplicates(case, chunk):
+def test_ranks_equal_the_definition_with_many_ties_and_duplicates(case, chunk, first_wins):
     query, item, query_labels, item_labels = case
     right = query_labels[:, None] == item_labels[None, :]
-    want = slow_ranks(query.tolist(), item.tolist(), right.tolist())
-    by_labels = retrieval_ranks(query, item, (query_labels, item_labels), chunk=chunk)
-    by_mask = retrieval_ranks(query, item, lambda start, stop: right[start:stop], chunk=chunk)
+    want = slow_ranks(query.tolist(), item.tolist(), right.tolist(), first_wins)
+    labels, how = (query_labels, item_labels), {"chunk": chunk, "first_wins": first_wins}
+    by_labels = retrieval_ranks(query, item, labels, **how)
+    by_mask = retrieval_ranks(query, item, lambda start, stop: right[start:stop], **how)
     assert by_labels.dtype == torch.int64
     assert by_labels.tolist() == by_mask.tolist() == want
 
 
-@given(labelled_features(), st.integers(1, 10))
+@given(labelled_features(), st.integers(1, 10), st.booleans())
 @settings(deadline=None, max_examples=200)
-def test_both_ways_at_once_give_the_ranks_of_each(case, chunk):
+def test_both_ways_at_once_give_the_ranks_of_each(case, chunk, first_wins):
     query, item, query_labels, item_labels = case
     assume(len(query) > 0)
     assume(set(item_labels.tolist()) <= set(query_labels.tolist()))
-    there, back = ranks_both_ways(query, item, (query_labels, item_labels), chunk=chunk)
-    assert torch.equal(there, retrieval_ranks(query, item, (query_labels, item_labels)))
-    assert torch.equal(back, retrieval_ranks(item, query, (item_labels, query_labels)))
+    how, labels = {"first_wins": first_wins}, (query_labels, item_labels)
+    there, back = ranks_both_ways(query, item, labels, chunk=chunk, **how)
+    assert torch.equal(there, retrieval_ranks(query, item, labels, **how))
+    assert torch.equal(back, retrieval_ranks(item, query, labels[::-1], **how))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4, 1e-6, 0.0])

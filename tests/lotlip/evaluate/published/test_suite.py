@@ -29,6 +29,7 @@ from published_sets import (
     write_json,
     write_lines,
 )
+from torch.nn.functional import normalize
 
 from lotlip.data.store import FolderStore
 from lotlip.errors import DataError
@@ -57,16 +58,13 @@ def read(root: Path, name: str, *, official: bool = False) -> Pairs | Labelled:
 
 
 def seen(images: Images) -> torch.Tensor:
-    encoded = [images.read(place) for place in range(len(images.names))]
-    return MODEL.embed_images(encoded, images.names)
+    return MODEL.embed_images(images.read(), images.names)
 
 
 def recalls(pairs: Pairs | Labelled, *, official: bool) -> dict[str, Fraction]:
     assert isinstance(pairs, Pairs)
     texts, _ = MODEL.embed_texts(pairs.texts, **HOW)
-    answers, _ = retrieval(
-        pairs, seen(pairs.images), texts, duplicates=not official, by_length=False
-    )
+    answers, _ = retrieval(pairs, seen(pairs.images), texts, official=official, by_length=False)
     return {name: Fraction(int(one.hits_Q.sum()), len(one.hits_Q)) for name, one in answers.items()}
 
 
@@ -82,26 +80,41 @@ LONG: list[tuple[str, Callable[[Path], Path]]] = [
 
 
 @pytest.mark.parametrize("name, make", LONG)
-@pytest.mark.parametrize("official", [False, True])
-def test_long_texts_find_what_they_should(tmp_path: Path, name: str, make: Any, official: bool):
-    pairs = read(make(tmp_path), name, official=official)
-    found = recalls(pairs, official=official)
-    first_lines = name == "urban1k" and official  # so one text says nothing
-    assert found["text_to_image_r1"] == Fraction(10 if first_lines else 11, 12)
+def test_long_texts_find_what_they_should(tmp_path: Path, name: str, make: Any):
+    found = recalls(read(make(tmp_path), name), official=False)
+    assert found["text_to_image_r1"] == Fraction(11, 12)
     assert found["text_to_image_r10"] == found["text_to_image_r1"], "the others tie with all"
     # Nobody speaks of one image, and two texts of the next.
     assert found["image_to_text_r1"] == Fraction(10, 12)
     assert found["image_to_text_r5"] == Fraction(11, 12)
 
 
+@pytest.mark.parametrize("name, make", LONG)
+def test_official_figures_are_those_of_argmax(tmp_path: Path, name: str, make: Any):
+    pairs = read(make(tmp_path), name, official=True)
+    assert isinstance(pairs, Pairs)
+    found = recalls(pairs, official=True)
+    scores_TN = MODEL.embed_texts(pairs.texts, **HOW)[0] @ seen(pairs.images).T
+    own = torch.arange(NUM)
+    for way, scores in (("text_to_image", scores_TN), ("image_to_text", scores_TN.T)):
+        assert found[f"{way}_r1"] == Fraction(int((scores.argmax(dim=1) == own).sum()), NUM)
+    # One text speaks of the image of another; of Urban-1k's first lines one says nothing.
+    assert found["text_to_image_r1"] == Fraction(10 if name == "urban1k" else 11, 12)
+    # In DCI the right text of two stands first, in the others the wrong one.
+    assert found["image_to_text_r1"] == Fraction(11 if name == "dci" else 10, 12)
+
+
 def test_official_captions_are_cut_at_each_full_stop_and_clean_ones_are_whole(tmp_path: Path):
+    make_dci(tmp_path)
     make_docci(tmp_path)
-    clean, official = (read(tmp_path, "docci", official=official) for official in (False, True))
+    clean, official = (read(tmp_path, "dci", official=official) for official in (False, True))
     assert isinstance(clean, Pairs)
     assert isinstance(official, Pairs)
     assert clean.texts[0] == said(0)
     assert official.texts[0] == "A view of thing0 of 3. 5 m. Behind it, e. g. by Mr. X, is more"
     assert clean.digest != official.digest
+    # The authors published nothing for it.
+    assert read(tmp_path, "docci").digest == read(tmp_path, "docci", official=True).digest
 
 
 def test_long_dci_has_no_short_captions_and_equal_ones_are_right_for_each_other(tmp_path: Path):
@@ -114,8 +127,10 @@ def test_long_dci_has_no_short_captions_and_equal_ones_are_right_for_each_other(
     assert found["text_to_image_r5"] == 1
     assert found["image_to_text_r1"] == 1
     official = recalls(read(tmp_path, "long-dci", official=True), official=True)
-    assert official["text_to_image_r10"] == Fraction(1, 11)
-    assert official["image_to_text_r1"] == Fraction(1, 11)
+    assert official["text_to_image_r1"] == Fraction(2, 11), "the first of those that tie wins"
+    assert official["text_to_image_r5"] == Fraction(6, 11)
+    assert official["text_to_image_r10"] == Fraction(10, 11)
+    assert official["image_to_text_r1"] == Fraction(2, 11)
     assert official["image_to_text_r10"] == 1
 
 
@@ -131,7 +146,9 @@ def test_images_have_five_captions_each(tmp_path: Path, name: str):
     assert found["image_to_text_r1"] == 0, "of each the one before speaks, too"
     assert found["image_to_text_r5"] == 1
     found = recalls(read(tmp_path, name, official=True), official=True)
-    assert found["text_to_image_r10"] == Fraction(11, 60)
+    assert found["text_to_image_r1"] == Fraction(3 + 11, 60), "of equal ones those of the first"
+    assert found["text_to_image_r10"] == Fraction(30 + 9 + 12, 60)
+    assert found["image_to_text_r1"] == Fraction(1, 12), "its own text is the first that fits"
     assert found["image_to_text_r5"] == Fraction(11, 12)
 
 
@@ -141,7 +158,7 @@ def test_what_a_model_reads_of_a_caption_is_found_out(tmp_path: Path):
     assert isinstance(pairs, Pairs)
     images = seen(pairs.images)
     texts, _ = MODEL.embed_texts(pairs.texts, **HOW)
-    answers, _ = retrieval(pairs, images, texts, duplicates=True, by_length=False)
+    answers, _ = retrieval(pairs, images, texts, official=False, by_length=False)
 
     def asked(fits: torch.Tensor) -> dict[str, tuple[Fraction, float]]:
         shares = {}
@@ -166,7 +183,10 @@ def test_what_a_model_reads_of_a_caption_is_found_out(tmp_path: Path):
         "sentence_1": Fraction(10, 12),
         "sentence_2": Fraction(1, 11),
     }
-    only = torch.zeros(NUM, dtype=torch.bool)
+    only = torch.ones(NUM, dtype=torch.bool)
+    only[pairs.texts.index(said(0))] = False
+    assert asked(only)["sentence_1"][0] == Fraction(9, 11)
+    only[:] = False
     only[pairs.texts.index(said(ELSEWHERE))] = True
     assert asked(only)["headless"][0] == 1, "others were cut: nobody knows what a change does"
     assert asked(torch.zeros(NUM, dtype=torch.bool)) == {}
@@ -203,9 +223,51 @@ def test_classes_are_told_by_their_names_in_all_templates(tmp_path: Path, name: 
     assert isinstance(labelled, Labelled)
     model = ByHand([word for _, word in imagenet_names()[0][:NUM]])
     classes = classifier(lambda texts: model.embed_texts(texts, **HOW)[0], labelled.prompts)
-    found = classification(labelled, seen(labelled.images), classes)
+    found = classification(labelled, seen(labelled.images), classes, official=False)
     assert found["top5"].hits_Q.sum() == 10, "two of twelve lie in each other's folders"
     assert found["top1"].hits_Q.sum() == 9, "a hen of the woods, a mushroom, ties with the hen"
+
+
+def test_classes_of_equal_names_are_right_for_each_other_but_officially_the_first_wins(
+    tmp_path: Path,
+):
+    make_imagenet(tmp_path, v2=True)
+    labelled = read(tmp_path, "imagenet-v2")
+    assert isinstance(labelled, Labelled)
+    named: dict[str, list[int]] = {}
+    for number, (_, name) in enumerate(imagenet_names()[0]):
+        named.setdefault(name, []).append(number)
+    twins = [numbers for numbers in named.values() if len(numbers) > 1]
+    assert twins == [[657, 744], [836, 837]], "missile and sunglasses"
+    rows = torch.eye(1000)
+    for first, second in twins:
+        rows[second] = rows[first]
+    images = rows[torch.tensor([*labelled.labels])]
+    clean, official = (classification(labelled, images, rows, official=o) for o in (False, True))
+    assert clean["top1"].hits_Q.all()
+    labels = torch.tensor([*labelled.labels])
+    hits = torch.from_numpy(official["top1"].hits_Q).bool()
+    assert labels[~hits].sort().values.tolist() == [744, 837]
+    assert hits.equal((images @ rows.T).argmax(dim=1) == labels), "as the authors count"
+    assert official["top5"].hits_Q.all()
+
+
+def test_a_sentence_that_is_said_of_two_images_is_right_for_both_whoever_is_cut(tmp_path: Path):
+    make_dci(tmp_path)
+    pairs = read(tmp_path, "dci")
+    assert isinstance(pairs, Pairs)
+    pairs = dataclasses.replace(pairs, texts=["A street."] * 2 + [*pairs.texts[2:]])
+    images, texts = torch.eye(NUM), torch.eye(NUM)
+    texts[:2] = normalize(torch.ones(2, NUM), dim=-1)
+    answers, _ = retrieval(pairs, images, texts, official=False, by_length=False)
+    whole = answers["text_to_image_r1"]
+    for is_second_cut in (False, True):
+        asked = torch.tensor([True, not is_second_cut, *[False] * (NUM - 2)])
+        tied = torch.zeros(NUM, NUM)
+        tied[:2, :2] = 1
+        found = variant_retrieval(pairs, pairs.texts, asked, images, tied, whole)
+        assert found is not None
+        assert found[0].hits_Q.tolist() == [1.0] * (2 - is_second_cut)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -219,7 +281,7 @@ def test_cifar_is_read_as_it_was_pickled(tmp_path: Path, name: str):
     ]
     assert {len(set(prompts)) for prompts in labelled.prompts} == {18}
     classes = classifier(lambda texts: MODEL.embed_texts(texts, **HOW)[0], labelled.prompts)
-    found = classification(labelled, seen(labelled.images), classes)
+    found = classification(labelled, seen(labelled.images), classes, official=False)
     num = 12 if name == "cifar100" else 10
     assert found["top1"].hits_Q.tolist() == [1.0] * (num - 1) + [0.0]
     assert found["top5"].hits_Q.sum() == num
@@ -303,6 +365,19 @@ def _cut(root: Path, pattern: str) -> None:
             lambda r: None,
             r"has images of 12 of 1,000 classes, none in a folder imagenetv2-.*/12;",
         ),
+        (
+            "urban1k",
+            make_urban1k,
+            lambda r: _remove(r, "4.txt"),
+            r"1 of 12 captions: caption/4\.txt",
+        ),
+        ("long-dci", make_dci, lambda r: _remove(r, "00002-*"), r"1 of 12 annotations: .*/00002"),
+        (
+            "imagenet",
+            partial(make_imagenet, v2=False),
+            lambda r: None,
+            r"has 1,000 images .* 50,000 and 1,000 \(fewest, 1, in val/n\d+\): --partial",
+        ),
         ("urban1k", lambda r: r, lambda r: None, r"is empty or does not exist; get it from https"),
         (
             "mscoco",
@@ -321,6 +396,22 @@ def test_what_is_missing_is_one_line_that_says_where_to_get_it(
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"benchmark {name}: ")
     assert PUBLISHED[name].source in str(error.value)
+
+
+def test_what_macs_put_into_archives_and_broken_characters_do_no_harm(tmp_path: Path):
+    make_urban1k(tmp_path / "urban")
+    for left in ("__MACOSX/Urban1k/caption/._1.txt", "Urban1k/image/._1.jpg"):
+        path = tmp_path / "urban" / left
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7")
+    found = read(tmp_path / "urban", "urban1k")
+    assert isinstance(found, Pairs)
+    assert len(found.texts) == NUM
+    entry = {"split": "test", "image_file": "a.jpg", "description": "A cat \ud83d here."}
+    write_lines(tmp_path / "docci" / "docci_descriptions.jsonlines", [entry])
+    (tmp_path / "docci" / "images").mkdir()
+    (tmp_path / "docci" / "images" / "a.jpg").write_bytes(b"image")
+    assert len(read(tmp_path / "docci", "docci").digest) == 64
 
 
 def test_a_caption_that_is_empty_finds_nothing(tmp_path: Path):
