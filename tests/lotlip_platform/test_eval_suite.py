@@ -322,6 +322,22 @@ def test_a_siglip_reads_texts_padded_to_its_full_length(tmp_path: Path):
     torch.testing.assert_close(seen, image, atol=1e-5, rtol=0)
 
 
+def test_a_siglip_2_whose_tokenizer_keeps_capitals_reads_lower_case(tmp_path: Path):
+    folder = make_tiny_siglip(tmp_path / "siglip")
+    for name, (of, becomes) in {
+        "tokenizer_config.json": ("tokenizer_class", "GemmaTokenizer"),  # as in some folders
+        "tokenizer.json": ("normalizer", None),
+    }.items():
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, of: becomes}))
+    texts = ["A Castle", "a castle"]
+    ids = AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
+    assert ids[0] != ids[1]
+    encoder = HuggingFaceEncoder(str(folder))
+    found, _ = encoder.embed_texts(texts, context_length=CONTEXT_LENGTH, official=False)
+    assert torch.equal(found[0], found[1])
+
+
 def test_a_longer_context_reads_more(model_folder: Path):
     encoder = LoTLIPEncoder(lotlip.load(model_folder))
     texts = ["a red castle. " * 12, "a red castle. " * 12 + "a blue boat."]
