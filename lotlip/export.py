@@ -85,7 +85,13 @@ def load(path: str | Path) -> LoTLIP:
         check_tokenizer(config, tokenizer)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{folder} is damaged or of another version: {error}") from error
-    model = LoTLIP(config, tokenizer)
+    try:
+        model = LoTLIP(config, tokenizer)
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{folder}/config.json: no memory for such a model: {reason}"
+        ) from error
     state = read_tensors(folder)
     if is_hf:
         shapes = {name: value.shape for name, value in model.state_dict().items()}

@@ -6,6 +6,7 @@ The science reads and writes through this small protocol only; `lotlip_platform.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -210,8 +211,13 @@ class FolderStore:
             temporary = None
         except OSError as error:
             reason = error.strerror or str(error)
+            advice = (
+                "free some space or "
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                else ""
+            )
             raise DataError(
-                f"cannot write {path}: {reason}; free some space or choose another place"
+                f"cannot write {path}: {reason}; {advice}choose another place"
             ) from error
         finally:
             if temporary:

@@ -282,9 +282,14 @@ def _caption_retrieval(
 
 
 def caption_labels(captions: Sequence[str]) -> Tensor:
-    """A number for each caption, equal where the captions are."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])
+    """A number for each caption, equal where the captions are; one without a word is alone."""
+    numbers: dict[str | int, int] = {}
+    return torch.tensor(
+        [
+            numbers.setdefault(caption if caption.strip() else place, len(numbers))
+            for place, caption in enumerate(captions)
+        ]
+    )
 
 
 def _prefixed(prefix: str, found: dict[str, Answers]) -> dict[str, Answers]:

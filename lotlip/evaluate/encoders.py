@@ -28,6 +28,8 @@ from lotlip.model import LoTLIP
 _TEXTS_AT_ONCE = 64
 _IMAGES_AT_ONCE = 64
 _CHUNK_BYTES = 1 << 20
+_TOLD_APART = ("castle", "garden")
+"""Equally long: a tokenizer without a vocabulary reads letters, or words, as unknown ones."""
 
 
 class Encoder(Protocol):
@@ -103,6 +105,7 @@ class HuggingFaceEncoder:
             raise CheckpointError(
                 f"hf:{folder} is no folder, on this machine's disk, of a Hugging Face model"
             )
+        _quiet_transformers()
         try:
             loaded: Any = AutoModel.from_pretrained(
                 self._folder, dtype=torch.float32, output_loading_info=True
@@ -119,6 +122,12 @@ class HuggingFaceEncoder:
             raise CheckpointError(
                 f"hf:{folder} lacks {len(lacking)} weights of its model, or has them in another "
                 f"shape: {', '.join(lacking[:3])}; were its keys renamed?"
+            )
+        ids = [self._processor.tokenizer(word, verbose=False)["input_ids"] for word in _TOLD_APART]
+        if ids[0] == ids[1]:
+            raise CheckpointError(
+                f"hf:{folder} has a tokenizer that can't tell {_TOLD_APART[0]} from "
+                f"{_TOLD_APART[1]}: are all of its files there, as tokenizer.json?"
             )
         files = [
             (path.relative_to(self._folder).as_posix(), path)
@@ -266,6 +275,14 @@ def _in_batches(items: Sequence[Any], embed: Callable[[Any], Tensor], at_once: i
 def _features(found: Any) -> Tensor:
     """Newer versions of transformers give the features with what they were made of."""
     return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _quiet_transformers() -> None:
+    """What it says of loading; what matters of it is an error here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _told_transforms(transforms: Any) -> str:

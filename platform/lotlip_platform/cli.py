@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from lotlip.errors import LotlipError, RefusedError
+from lotlip_platform.interrupts import raise_interrupts
 from lotlip_platform.job_environment import how_to_go_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     parsed = _parsed(arguments)
-    # A batch system that stops a job sends SIGTERM: it ends like Ctrl-C, in order.
-    signal.signal(signal.SIGTERM, _interrupt)
+    raise_interrupts()
     try:
         _enter_local_services()
         parsed.run(parsed)
@@ -58,10 +57,6 @@ def _one_line(error: OSError) -> str:
     """A full disk or a folder without rights, of which no command knew more to say."""
     text = " ".join(str(error.strerror or error).split())
     return f"{error.filename}: {text}" if error.filename is not None else text
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _enter_local_services() -> None:

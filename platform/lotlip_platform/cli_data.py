@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lotlip.data.store import FolderStore
 from lotlip.errors import ConfigError, DataError
 from lotlip.ingest.rows import FORMATS
 from lotlip_platform.progress import say
@@ -101,11 +102,16 @@ def _add_ingest(actions: Any) -> None:
 
 
 def write_out(path: Path, content: bytes, what: str = "picture", *, option: str = "--out") -> None:
-    """Raises: ConfigError if the file can't be written."""
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"cannot write {option} {path}: {error.strerror}") from error
+    """Wholly or not at all. Raises: ConfigError, DataError if the file can't be written."""
+    if path.is_file() or (path.parent.is_dir() and not path.exists()):
+        FolderStore(path.parent).write(path.name, content)
+    else:
+        try:
+            path.write_bytes(content)  # to what is no file, such as /dev/stdout
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {option} {path}: {error.strerror}; choose another place"
+            ) from error
     say(f"{what}  {path}")
 
 

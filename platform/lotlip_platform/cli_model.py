@@ -218,13 +218,18 @@ def _suite_config(arguments: argparse.Namespace) -> SuiteConfig:
         "cache": arguments.cache,
         "num_workers": arguments.workers,
     }
+    if not arguments.model.strip():
+        raise ConfigError("the model is empty: give one of its names, or a config")
     if not (arguments.model.endswith(".yaml") or arguments.model in shipped_configs()):
+        ours = ", ".join(name for name in shipped_configs() if name.startswith("eval/"))
+        no_config = f"there is no config {arguments.model} (shipped ones: {ours})"
         if arguments.overrides:
             raise ConfigError(
-                f"{arguments.overrides[0]} is for a config, and there is no config "
-                f"{arguments.model} (shipped ones: {', '.join(shipped_configs())}); with a model "
-                "give options"
+                f"{arguments.overrides[0]} is for a config, and {no_config}; with a model give "
+                "options"
             )
+        if not arguments.bench:
+            raise ConfigError(f"{no_config}; a model needs a benchmark: --bench NAME=URI")
         return SuiteConfig(model=arguments.model, **given)
     if options := [name for name, value in given.items() if value]:
         raise ConfigError(
@@ -279,10 +284,16 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _attention(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix not in (".png", ".html"):
+    suffix = arguments.out.suffix.lower()
+    if suffix not in (".png", ".html"):
         raise ConfigError(f"--out {arguments.out} must end in .png or .html")
     if not arguments.text.strip():
         raise ConfigError("--text is empty: give a caption")
+    if arguments.model.startswith(("hf:", "open_clip:")):
+        raise ConfigError(
+            f"{arguments.model}: attention is drawn for models of this project, which have corner "
+            "tokens"
+        )
     from lotlip.evaluate.attention_view import attention_figure, view_attention
     from lotlip_platform.attention_page import attention_page
     from lotlip_platform.cli_data import write_out
@@ -294,7 +305,7 @@ def _attention(arguments: argparse.Namespace) -> None:
     if note := cut_note(model, arguments.text):
         say(note)
     view = view_attention(model, arguments.text)
-    if arguments.out.suffix == ".html":
+    if suffix == ".html":
         write_out(arguments.out, attention_page(view).encode(), "page")
     else:
         write_out(arguments.out, attention_figure(view))

@@ -144,15 +144,28 @@ class FeatureCache:
             )
 
     def features(self, pieces: Sequence[Piece]) -> Embedded:
-        """Of pieces that are there, in their order. Raises: DataError if one is damaged."""
-        found = [self._read(piece) for piece in pieces]
+        """Of pieces that are there, in their order; one that is damaged is made anew.
+
+        Raises: DataError if it can't be.
+        """
+        found = [self._read(piece) or self._made_anew(piece) for piece in pieces]
         return Embedded(
             features=torch.cat([one.features for one in found]),
             is_cut=torch.cat([one.is_cut for one in found]),
             sums=b"".join(one.sums for one in found),
         )
 
-    def _read(self, piece: Piece) -> Embedded:
+    def _made_anew(self, piece: Piece) -> Embedded:
+        for _ in self._embed([piece]):
+            pass
+        if (made := self._read(piece)) is None:
+            raise DataError(
+                f"{self._store.uri}/{piece.name}.npz is damaged as soon as it is written"
+            )
+        return made
+
+    def _read(self, piece: Piece) -> Embedded | None:
+        """None if it is damaged."""
         name = f"{piece.name}.npz"
         try:
             with np.load(io.BytesIO(self._store.read(name)), allow_pickle=False) as kept:
@@ -161,10 +174,8 @@ class FeatureCache:
                     is_cut=torch.from_numpy(kept["is_cut"]),
                     sums=kept["sums"].tobytes(),
                 )
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"{self._store.uri}/{name} is damaged ({error}): remove it, and run again"
-            ) from error
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
 
 
 def embed_here(encoder: Encoder, store: Store) -> Embed:
@@ -182,7 +193,8 @@ def keep(encoder: Encoder, store: Store, piece: Piece) -> None:
     """Embed a piece and write it to the store of these weights. Raises: DataError."""
     made = _embedded(encoder, piece)
     if not made.features.isfinite().all():
-        raise DataError("a feature is not finite: look at the model")
+        what = "images" if piece.images is not None else "texts"
+        raise DataError(f"a feature of {what} is not finite: look at the model's weights")
     buffer = io.BytesIO()
     np.savez(
         buffer,

@@ -49,6 +49,11 @@ class SuiteConfig:
         check_benchmarks(self.benches, also=PUBLISHED)
         if not self.benches:
             raise ConfigError("an evaluation needs a benchmark: benches.NAME=URI, or --bench")
+        for name, uri in self.benches.items():
+            if not uri.strip():
+                raise ConfigError(f"benches.{name} is empty: give the folder of its files")
+        if not self.model.strip():
+            raise ConfigError("model is empty: give one of its names")
         for name in ("context_length", "num_samples", "num_workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")

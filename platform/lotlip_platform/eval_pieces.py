@@ -38,10 +38,10 @@ class Put:
     classes: Mapping[str, Sequence[Piece]]
 
     def pieces(self) -> Iterator[Piece]:
-        """All that is to be embedded; a context that the model can't read is told by texts."""
+        """All that is to be embedded."""
+        yield from self.images
         for pieces in (*self.texts.values(), *self.classes.values()):
             yield from pieces
-        yield from self.images
 
 
 def put(question: Question, benchmark: str, protocol: Protocol, encoder: Encoder) -> Put:
@@ -74,6 +74,7 @@ def answer(cache: FeatureCache, asked: Put) -> Result:
         digest=asked.question.digest,
         images_digest=kept.images_digest,
         num_cut=answered.num_cut,
+        num_blank=sum(not one.strip() for texts in asked.question.texts.values() for one in texts),
         splits_sentences=asked.splits_sentences,
     )
     return Result(asked=about, answered=answered)

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lotlip.data.store import Store
+from lotlip.errors import DataError
 from lotlip.evaluate.encoders import Encoder, LoTLIPEncoder
 from lotlip.evaluate.published.charts import sentences_chart
 from lotlip.evaluate.published.measure import Result
@@ -82,6 +84,7 @@ def evaluate_suite(config: SuiteConfig, told: Told, note: Callable[[str], None])
     asked = _questions(config)
     names = [config.model, *([config.against] if config.against else [])]
     encoders = [encoder_of(name) for name in names]
+    _check_that_it_can_start(config, asked, encoders)
     with ExitStack() as stack:
         stack.enter_context(connected() if config.num_workers else nullcontext())
         tracked = stack.enter_context(_tracked(config, encoders[0].digest, note))
@@ -110,10 +113,27 @@ def _questions(config: SuiteConfig) -> dict[tuple[str, Protocol], Question]:
     return asked
 
 
+def _check_that_it_can_start(
+    config: SuiteConfig, asked: Asked, encoders: Sequence[Encoder]
+) -> None:
+    """Before a run is opened. Raises: LotlipError for a cache that can't be written, or a number of
+    tokens that a model can't read."""
+    for encoder in encoders:
+        for length in {min(how.context_length, encoder.longest_text) for _, how in asked}:
+            encoder.embed_texts(["a"], context_length=length, official=False)
+    store = _cache(config)
+    store.write("probe", b"")
+    store.delete("probe")
+
+
+def _cache(config: SuiteConfig) -> Store:
+    return open_store(config.cache or str(home() / "eval"))
+
+
 def _evaluated(
     config: SuiteConfig, name: str, encoder: Encoder, asked: Asked, told: Told
 ) -> Evaluated:
-    store = open_store(config.cache or str(home() / "eval"))
+    store = _cache(config)
     embed = (
         embed_on_ray(
             *(name, encoder.digest, store, config.num_workers),
@@ -125,7 +145,10 @@ def _evaluated(
     cache = FeatureCache(store, encoder.digest, embed)
     parts = [put(one, benchmark, how, encoder) for (benchmark, how), one in asked.items()]
     pieces = [piece for one in parts for piece in one.pieces()]
-    cache.embed(pieces, lambda done, total: told(name, done, total))
+    try:
+        cache.embed(pieces, lambda done, total: told(name, done, total))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     results = [answer(cache, one) for one in parts]
     return Evaluated(model=name, digest=encoder.digest, results=results)
 
@@ -217,6 +240,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "of_images": about.num_images,
         "of_texts": about.num_texts,
         "num_cut": asked.num_cut,
+        "num_blank": asked.num_blank,
         "splits_sentences": asked.splits_sentences,
         "digest": asked.digest,
         "images_digest": asked.images_digest,

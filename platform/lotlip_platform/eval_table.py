@@ -214,6 +214,7 @@ def _protocols(results: Sequence[Result]) -> list[str]:
         asked, about = result.asked, result.asked.about
         texts = "classes" if about.kind == "classes" else "texts"
         cut = f"{asked.num_cut:,} {texts} were longer" if asked.num_cut else "none was longer"
+        cut += f", {asked.num_blank:,} have no word" if asked.num_blank else ""
         quirk = ""
         if asked.protocol.official:
             quirk += f"; {about.quirk}" if about.quirk else ""

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from lotlip_platform.interrupts import heed_interrupts
+
 _LINE_EVERY_S = 15.0
 
 
@@ -30,7 +32,11 @@ class Bar:
         self._began: tuple[float, int] | None = None
 
     def show(self, done: int, total: int, note: str = "") -> None:
-        """Bring the display up to date. A `total` of 0 is not known."""
+        """Bring the display up to date. A `total` of 0 is not known.
+
+        Raises: KeyboardInterrupt, see `interrupts`.
+        """
+        heed_interrupts()
         if self._began is None:
             self._began = time.monotonic(), done
         if self._live:

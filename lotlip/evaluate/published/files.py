@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lotlip.data.store import Store, Version
@@ -35,6 +36,8 @@ class Files:
     def versions(self) -> Mapping[str, Version]:
         """All that lies there. Raises: DataError if there is nothing."""
         found = self.store.versions()
+        if not found and Path(self.store.uri).is_file():
+            raise self.wrong(f"{self.store.uri} is a file: give the folder that holds it, unpacked")
         if not found:
             raise self.wrong(f"{self.store.uri} is empty or does not exist")
         return {place: one for place, one in found.items() if not _LEFT_BY_MACS.search(place)}
@@ -42,6 +45,10 @@ class Files:
     def wrong(self, what: str) -> DataError:
         """The error that tells `what`, with the benchmark and where to get it."""
         return DataError(f"benchmark {self._benchmark}: {what}; get it from {self._source}")
+
+    def empty(self, places: Sequence[str]) -> DataError:
+        """The error of files without a byte."""
+        return self.wrong(f"{self.store.uri} has {len(places):,} empty files: {places[0]}")
 
     def find(self, name: str) -> str:
         """The place of a file. Raises: DataError if it is missing, or there are several."""
@@ -70,9 +77,13 @@ class Files:
         except UnicodeDecodeError as error:
             raise self.wrong(f"{self.store.uri}/{place} is no text in UTF-8: {error}") from error
 
-    def json(self, place: str) -> Any:
-        """Raises: DataError, also for a file that was cut."""
-        return self._parsed(self.text(place), place)
+    def json(self, place: str, kind: type = dict) -> Any:
+        """Raises: DataError, also for a file that was cut, or holds something else."""
+        found = self._parsed(self.text(place), place)
+        if not isinstance(found, kind):
+            what = "object" if kind is dict else "list"
+            raise self.wrong(f"{self.store.uri}/{place} holds no JSON {what}")
+        return found
 
     def jsons(self, places: Sequence[str]) -> list[Any]:
         """Of many files, in their order. Raises: DataError, see `json`."""
@@ -114,7 +125,7 @@ class Files:
         versions = [self.versions[place] for place in places]
         empty = [p for p, one in zip(places, versions, strict=True) if not one.num_bytes]
         if empty:
-            raise self.wrong(f"{self.store.uri}/{empty[0]} and {len(empty) - 1} more are empty")
+            raise self.empty(empty)
         told = [f"{one.num_bytes}.{one.tag}" for one in versions]
         return StoredImages(self.store, places, told)
 
@@ -125,6 +136,8 @@ class Files:
             raise self.wrong(
                 f"{self.store.uri}/{place} is damaged or cut: {error.msg} in line {error.lineno}"
             ) from error
+        except RecursionError as error:
+            raise self.wrong(f"{self.store.uri}/{place} is damaged: nested too deeply") from error
 
     def _place(self, name: str) -> str:
         wanted = tuple(name.strip("/").split("/"))

@@ -29,7 +29,7 @@ def dci(files: Files) -> Pairs:
         short, extra = (
             files.words(entry, f"{which}_caption", place) for which in ("short", "extra")
         )
-        names.append(f"photos/{files.field(entry, 'image', place)}")
+        names.append(f"photos/{files.words(entry, 'image', place)}")
         texts.append(f"{short}\n{extra}")
     return _pairs(files, names, texts)
 
@@ -42,7 +42,7 @@ def long_dci(files: Files) -> Pairs:
     names, texts = [], []
     for place, entry in zip(places, files.jsons(places), strict=True):
         if text := files.words(entry, "extra_caption", place):
-            names.append(f"photos/{files.field(entry, 'image', place)}")
+            names.append(f"photos/{files.words(entry, 'image', place)}")
             texts.append(text)
     return _pairs(files, names, texts)
 
@@ -52,9 +52,12 @@ def iiw(files: Files) -> Pairs:
     names, texts = [], []
     for part, folders in _IIW_PARTS.items():
         place = files.find(f"{part}/data.jsonl")
-        for entry in files.json_lines(place):
-            key = "image" if "image" in entry else "image/key"
-            name = str(files.field(entry, key, place))
+        entries = list(files.json_lines(place))
+        if not entries:
+            raise files.empty([place])
+        for entry in entries:
+            key = "image" if isinstance(entry, dict) and "image" in entry else "image/key"
+            name = files.words(entry, key, place)
             name = name if ".jpg" in name else f"{name}.jpg"
             # As the authors' script takes them where there is none of the test split.
             known = [name, name.replace("test", "train")]
@@ -67,7 +70,7 @@ def docci(files: Files) -> Pairs:
     """DOCCI (Onoe et al. 2024), its test split."""
     place = files.find("docci_descriptions.jsonlines")
     entries = [e for e in files.json_lines(place) if files.field(e, "split", place) == "test"]
-    names = [f"images/{files.field(entry, 'image_file', place)}" for entry in entries]
+    names = [f"images/{files.words(entry, 'image_file', place)}" for entry in entries]
     texts = [files.words(entry, "description", place) for entry in entries]
     return _pairs(files, names, texts)
 
@@ -91,6 +94,8 @@ def urban1k(files: Files) -> Pairs:
     )
     if not captions:
         raise files.wrong(f"{files.store.uri} has no caption/*.txt")
+    if empty := [place for place in captions if not files.versions[place].num_bytes]:
+        raise files.empty(empty)
     numbers = [place.rpartition("/")[2].removesuffix(".txt") for place in captions]
     names = [f"image/{number}.jpg" for number in numbers]
     images = [match[1] for place in files.versions if (match := _URBAN_IMAGE.search(place))]
@@ -112,12 +117,12 @@ def _sharegpt4v(files: Files, number: int) -> Pairs:
     small, whole = "share4v_sam_10k.json", "share-captioner_coco_lcs_sam_1246k_1107.json"
     place = files.find(small if files.has(small) or not files.has(whole) else whole)
     names, texts = [], []
-    for entry in files.json(place)[:number]:
+    for entry in files.json(place, list)[:number]:
         said = files.field(entry, "conversations", place)
-        if len(said) < 2:
+        if not isinstance(said, list) or len(said) < 2:
             raise files.wrong(f"{files.store.uri}/{place} has an entry without an answer")
         # The folders of SA-1B differ between its copies, its file names don't.
-        names.append(str(files.field(entry, "image", place)).rpartition("/")[2])
+        names.append(files.words(entry, "image", place).rpartition("/")[2])
         texts.append(files.words(said[1], "value", place))
     return _pairs(files, names, texts)
 

@@ -45,6 +45,8 @@ class Asked:
     """Of the images' bytes."""
     num_cut: int
     """Texts, or classes by their prompts, that were longer than that."""
+    num_blank: int
+    """Texts without a word."""
     splits_sentences: bool
     """Whether the model's tokenizer heeds the protocol."""
 
@@ -203,12 +205,18 @@ def _own_images(pairs: Pairs) -> Right:
 def _described_images(
     texts: Sequence[str], pairs: Pairs, asked: Sequence[int] | None = None
 ) -> Right:
-    """For each text, or those at some places, all images that have an equal one are right."""
+    """For each text, or those at some places, all images that have an equal one are right.
+
+    One without a word says of no other image what it doesn't say of its own.
+    """
     with_text: dict[str, list[int]] = {}
     for text, image in zip(texts, pairs.image_of_T, strict=True):
         with_text.setdefault(_normal(text), []).append(image)
     places = range(len(texts)) if asked is None else asked
-    images = [with_text[_normal(texts[place])] for place in places]
+    images = [
+        with_text[_normal(texts[place])] if texts[place].strip() else [pairs.image_of_T[place]]
+        for place in places
+    ]
     return _mask_of(images, len(pairs.images.names))
 
 

@@ -29,6 +29,9 @@ def _karpathy(files: Files, annotations: str, folders: tuple[str, ...]) -> Pairs
     image_of_T: list[int] = []
     for number, entry in enumerate(test):
         said = files.field(entry, "sentences", place)[:_CAPTIONS]
+        if not said:
+            name = files.words(entry, "filename", place)
+            raise files.wrong(f"{files.store.uri}/{place} has no sentence for {name}")
         texts += [files.words(one, "raw", place) for one in said]
         image_of_T += [number] * len(said)
     names = [_image(files, entry, place, folders) for entry in test]
@@ -36,7 +39,7 @@ def _karpathy(files: Files, annotations: str, folders: tuple[str, ...]) -> Pairs
 
 
 def _image(files: Files, entry: Any, place: str, folders: tuple[str, ...]) -> str:
-    name = files.field(entry, "filename", place)
+    name = files.words(entry, "filename", place)
     given = entry.get("filepath")
     named = [f"{folder}/{name}" for folder in ([given] if given else folders)]
     return next((one for one in named if files.has(one)), named[0])

@@ -270,7 +270,9 @@ def read_published(store: Store, name: str, *, partial: bool = False) -> Pairs |
     num_images = len(found.images.names)
     num_texts = len(found.texts if isinstance(found, Pairs) else found.prompts)
     if num_images == 0:
-        raise files.wrong(f"{store.uri} has none of its images")
+        raise files.wrong(f"{store.uri} has none of its images, or lists none")
+    if isinstance(found, Pairs) and not any(text.strip() for text in found.texts):
+        raise files.wrong(f"{store.uri} has captions without a word only")
     whole = about.num_images, about.num_texts
     is_more = num_images > whole[0] or num_texts > whole[1]
     if is_more or ((num_images, num_texts) != whole and not partial):

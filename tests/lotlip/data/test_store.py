@@ -125,7 +125,9 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     below_a_file = FolderStore(tmp_path / "file" / "folder")
-    with pytest.raises(DataError, match=r"cannot write .*/folder/x: Not a directory; free some"):
+    with pytest.raises(
+        DataError, match=r"cannot write .*/folder/x: Not a directory; choose another"
+    ):
         below_a_file.write("x", b"1")
     with pytest.raises(DataError, match=r"cannot read .*: Not a directory"):
         below_a_file.open("x")

@@ -317,12 +317,44 @@ def _cut(root: Path, pattern: str) -> None:
     found.write_bytes(found.read_bytes()[:-20])
 
 
+def _hold(root: Path, pattern: str, content: str) -> None:
+    next(iter(sorted(root.rglob(pattern)))).write_text(content)
+
+
+def _without_sentences(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["images"][4]["sentences"] = []
+    path.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     "name, make, harm, told",
     [
         ("dci", make_dci, lambda r: _remove(r, "sa_3.jpg"), r"lacks 1 of 12 images: photos/sa_3"),
         ("dci", make_dci, lambda r: _remove(r, "00002-*"), r"lacks 1 of 12 annotations: .*/00002"),
         ("dci", make_dci, lambda r: _cut(r, "00002-*"), r"00002-data\.json is damaged or cut: "),
+        ("dci", make_dci, lambda r: _hold(r, "splits.json", "[]"), r"json holds no JSON object;"),
+        ("iiw", make_iiw, lambda r: _hold(r, "data.jsonl", "3"), r"an entry without 'image/key'"),
+        ("iiw", make_iiw, lambda r: _hold(r, "data.jsonl", ""), r"has 1 empty files: .*/data\.j"),
+        (
+            "sharegpt4v-1k",
+            make_sharegpt4v,
+            lambda r: _hold(r, "share*", "[" * 100_000),
+            r"10k\.json is damaged: nested too deeply",
+        ),
+        (
+            "sharegpt4v-1k",
+            make_sharegpt4v,
+            lambda r: _hold(r, "share*", '{"a": 1}'),
+            r"10k\.json holds no JSON list",
+        ),
+        ("urban1k", make_urban1k, lambda r: _hold(r, "3.txt", ""), r"1 empty files: .*/3\.txt;"),
+        (
+            "flickr30k",
+            partial(make_karpathy, coco=False),
+            lambda r: _without_sentences(r / "caption_datasets" / "dataset_flickr30k.json"),
+            r"flickr30k\.json has no sentence for 1003\.jpg",
+        ),
         ("dci", make_dci, lambda r: _remove(r, "splits.json"), r"lacks 1 of 1 files: splits\.json"),
         ("iiw", make_iiw, lambda r: _cut(r, "data.jsonl"), r"data\.jsonl, line 4 is damaged"),
         (
@@ -416,7 +448,7 @@ def test_what_macs_put_into_archives_and_broken_characters_do_no_harm(tmp_path: 
 
 def test_a_caption_that_is_empty_finds_nothing(tmp_path: Path):
     make_urban1k(tmp_path / "urban")
-    (tmp_path / "urban" / "Urban1k" / "caption" / "4.txt").write_text("")
+    (tmp_path / "urban" / "Urban1k" / "caption" / "4.txt").write_text(" \n")
     make_docci(tmp_path / "docci")
     captions = tmp_path / "docci" / "docci_descriptions.jsonlines"
     entries = [json.loads(line) for line in captions.read_text().splitlines() if line]
@@ -427,9 +459,22 @@ def test_a_caption_that_is_empty_finds_nothing(tmp_path: Path):
         for official in (False, True):
             pairs = read(tmp_path / root, name, official=official)
             assert isinstance(pairs, Pairs)
-            assert (len(pairs.texts), sum(text == "" for text in pairs.texts)) == (12, 1)
+            assert (len(pairs.texts), sum(not text.strip() for text in pairs.texts)) == (12, 1)
             right = 9 if name == "urban1k" and official else 10
             assert recalls(pairs, official=official)["text_to_image_r1"] == Fraction(right, 12)
+
+
+def test_captions_without_a_word_are_not_right_for_each_other(tmp_path: Path):
+    pairs = read(make_urban1k(tmp_path), "urban1k")
+    assert isinstance(pairs, Pairs)
+    blank = dataclasses.replace(pairs, texts=[" ", "", *pairs.texts[2:]])
+    found = recalls(blank, official=False)
+    assert found["text_to_image_r1"] == Fraction(9, 12), "eleven were found, two are blank"
+    assert found["image_to_text_r1"] == Fraction(8, 12)
+    for path in tmp_path.rglob("*.txt"):
+        path.write_text(" ")
+    with pytest.raises(DataError, match="has captions without a word only"):
+        read(tmp_path, "urban1k")
 
 
 def test_half_of_a_benchmark_is_no_benchmark(tmp_path: Path):
@@ -455,16 +500,14 @@ def test_a_part_is_what_is_there(tmp_path: Path):
 def test_what_was_not_fetched_or_is_of_another_kind_is_told(tmp_path: Path):
     make_docci(tmp_path)
     (tmp_path / "images" / "test_00003.jpg").write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"images/test_00003\.jpg and 0 more are empty; get it from"
-    ):
+    with pytest.raises(DataError, match=r"has 1 empty files: images/test_00003\.jpg; get it from"):
         read(tmp_path, "docci")
     write_lines(tmp_path / "docci_descriptions.jsonlines", [{"split": "test", "description": 3}])
     with pytest.raises(DataError, match=r"has an entry without 'image_file'"):
         read(tmp_path, "docci")
     make_dci(tmp_path / "other")
-    write_json(tmp_path / "other" / "dci" / "densely_captioned_images" / "splits.json", [1])
-    with pytest.raises(DataError, match=r"is not laid out as published \(AttributeError"):
+    write_json(tmp_path / "other" / "dci" / "densely_captioned_images" / "splits.json", {"a": 1})
+    with pytest.raises(DataError, match=r"is not laid out as published \(TypeError"):
         read(tmp_path / "other", "dci")
 
 
