@@ -90,7 +90,7 @@ def load(path: str | Path) -> LoTLIP:
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}/config.json: no memory for such a model: {reason}"
+            f"{folder}/config.json tells of a model that can't be built: {reason}"
         ) from error
     state = read_tensors(folder)
     if is_hf:

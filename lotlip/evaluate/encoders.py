@@ -57,7 +57,8 @@ class Encoder(Protocol):
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
     ) -> tuple[Tensor, Tensor]:
-        """[T, D], and which of the texts had to be cut [T].
+        """[T, D], and which of the texts had to be cut [T]. Raises: ConfigError for a
+        `context_length` that it can't read.
 
         `official` has LoTLIP's own tokenizer split as its authors' does; others have one way.
         """
@@ -155,6 +156,11 @@ class HuggingFaceEncoder:
     ) -> tuple[Tensor, Tensor]:
         tokenizer = self._processor.tokenizer
         is_siglip = self._model.config.model_type.startswith("siglip")
+        if context_length <= (special := tokenizer.num_special_tokens_to_add()):
+            raise ConfigError(
+                f"hf:{self._folder} puts {special} tokens around a text: it can't read "
+                f"{context_length}"
+            )
         texts = [_without_halves(text) for text in texts]
         if is_siglip and "Gemma" in type(tokenizer).__name__:
             # SigLIP 2 was trained on lower case, and not all tokenizers that come with it know.
@@ -232,19 +238,27 @@ class OpenClipEncoder:
     def embed_texts(
         self, texts: Sequence[str], *, context_length: int, official: bool
     ) -> tuple[Tensor, Tensor]:
-        # Its tokenizers tell no lengths: where there is more room, what would be cut fills it.
         room = 2 * self.longest_text
-        padding = self._tokenize([""], context_length=room)[0, -1]
+        *_, before_last, last = self._tokenize([""], context_length=room)[0]
+        if context_length < self.longest_text and before_last != last:
+            raise ConfigError(
+                f"a tokenizer that ends with a token of its own reads {self.longest_text} tokens, "
+                f"not {context_length}: leave --context out"
+            )
 
         def embed(batch: Sequence[str]) -> Tensor:
             ids = self._tokenize(batch, context_length=context_length)
-            full = ids.new_full((len(batch), self.longest_text), padding)  # as towers are trained
+            full = ids.new_full((len(batch), self.longest_text), last)  # padded, as in training
             full[:, :context_length] = ids
             return self._model.encode_text(full.to(_on(self._model)))
 
+        def used(length: int) -> Tensor:
+            """Its tokenizers tell no lengths, but what a text fills differs from padding."""
+            ids, empty = (self._tokenize(some, context_length=length) for some in (texts, [""]))
+            return (ids != empty).sum(dim=1)
+
         texts = [_without_halves(text) for text in texts]
-        ids = self._tokenize(texts, context_length=room)
-        is_cut = (ids[:, context_length:] != padding).any(dim=1)
+        is_cut = used(context_length) < used(room)
         return _in_batches(texts, embed, _TEXTS_AT_ONCE), is_cut
 
 

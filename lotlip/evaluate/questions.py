@@ -37,6 +37,8 @@ from lotlip.evaluate.published.sets import Images, Labelled, Pairs, digest_of
 from lotlip.evaluate.published.suite import CUT_AT_STOPS, PUBLISHED, About, Protocol
 
 _CAPTIONS = "captions"
+WHOLE = (_CAPTIONS, "long")
+"""Names of texts that are captions as they are."""
 
 
 class Features(Interface):

@@ -102,12 +102,13 @@ def _add_ingest(actions: Any) -> None:
 
 
 def write_out(path: Path, content: bytes, what: str = "picture", *, option: str = "--out") -> None:
-    """Wholly or not at all. Raises: ConfigError, DataError if the file can't be written."""
-    if path.is_file() or (path.parent.is_dir() and not path.exists()):
+    """Files wholly or not at all. Raises: ConfigError, DataError if it can't be written."""
+    is_stream = path.is_symlink() or path.absolute().parts[1] in ("dev", "proc")  # /dev/stdout
+    if not is_stream and (path.is_file() or (path.parent.is_dir() and not path.exists())):
         FolderStore(path.parent).write(path.name, content)
     else:
         try:
-            path.write_bytes(content)  # to what is no file, such as /dev/stdout
+            path.write_bytes(content)
         except OSError as error:
             raise ConfigError(
                 f"cannot write {option} {path}: {error.strerror}; choose another place"

@@ -34,6 +34,9 @@ from lotlip_platform.storage import open_store
 
 _IMAGES, _TEXTS, _CLASSES = 500, 500, 20
 """In a piece; of classes each has up to 80 prompts."""
+_DAMAGE = (ValueError, KeyError, EOFError, NotImplementedError, RuntimeError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error)
+"""What reading a damaged piece leads to."""
 _MADE_AS = 2
 """Goes up with each change of how images or texts are read, for which features are made anew."""
 
@@ -174,7 +177,7 @@ class FeatureCache:
                     is_cut=torch.from_numpy(kept["is_cut"]),
                     sums=kept["sums"].tobytes(),
                 )
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except _DAMAGE:
             return None
 
 

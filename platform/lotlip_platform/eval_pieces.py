@@ -11,7 +11,7 @@ from torch import Tensor
 from lotlip.evaluate.encoders import Encoder
 from lotlip.evaluate.published.measure import Asked, Result
 from lotlip.evaluate.published.suite import Protocol
-from lotlip.evaluate.questions import Question
+from lotlip.evaluate.questions import WHOLE, Question
 from lotlip_platform.embeddings import (
     FeatureCache,
     Piece,
@@ -74,7 +74,11 @@ def answer(cache: FeatureCache, asked: Put) -> Result:
         digest=asked.question.digest,
         images_digest=kept.images_digest,
         num_cut=answered.num_cut,
-        num_blank=sum(not one.strip() for texts in asked.question.texts.values() for one in texts),
+        num_blank=sum(
+            not text.strip()
+            for name, texts in asked.question.texts.items()
+            for text in (texts if name in WHOLE else ())
+        ),
         splits_sentences=asked.splits_sentences,
     )
     return Result(asked=about, answered=answered)

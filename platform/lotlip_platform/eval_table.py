@@ -215,16 +215,10 @@ def _protocols(results: Sequence[Result]) -> list[str]:
         texts = "classes" if about.kind == "classes" else "texts"
         cut = f"{asked.num_cut:,} {texts} were longer" if asked.num_cut else "none was longer"
         cut += f", {asked.num_blank:,} have no word" if asked.num_blank else ""
-        quirk = ""
-        if asked.protocol.official:
-            quirk += f"; {about.quirk}" if about.quirk else ""
-            quirk += "; of equal scores the first wins" if about.kind != "data" else ""
-            if not asked.splits_sentences:
-                quirk += "; read by the model's own tokenizer"
         lines.append(
             f"- {about.title}, {asked.protocol.name}: {asked.num_images:,} images, "
-            f"{asked.num_texts:,} {texts} ({about.files}); {about.assembly}{quirk}; at most "
-            f"{asked.context_length} tokens, {cut}; images in RGB; digests: questions "
+            f"{asked.num_texts:,} {texts} ({about.files}); {about.assembly}; {asked.rules}; "
+            f"at most {asked.context_length} tokens, {cut}; images in RGB; digests: questions "
             f"{asked.digest[:16]}, images {asked.images_digest[:16]}."
         )
     return lines

@@ -13,10 +13,12 @@ _came = threading.Event()
 
 
 def raise_interrupts() -> None:
-    """SIGINT raises KeyboardInterrupt; so does SIGTERM, by which batch systems stop a job."""
+    """SIGINT raises KeyboardInterrupt, unless it is ignored, as shells have it for commands in the
+    background; so does SIGTERM, by which batch systems stop a job."""
     _came.clear()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def heed_interrupts() -> None:

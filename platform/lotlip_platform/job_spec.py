@@ -132,6 +132,8 @@ def _check_model(key: str, model: str) -> None:
         check_places({key: model})
         return
     checkpoint = rest.partition(":")[2]
+    if kind == "open_clip" and not checkpoint:
+        raise ConfigError(f"{key}={model} is not of the form open_clip:ARCHITECTURE:CHECKPOINT")
     is_tag = kind == "open_clip" and not {"/", "."} & {*checkpoint}
     if not is_tag and not (rest if kind == "hf" else checkpoint).startswith("/"):
         raise ConfigError(

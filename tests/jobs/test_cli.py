@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,10 +24,12 @@ import torch
 from lotlip.data.manifest import read_manifest, write_manifest
 from lotlip.data.shards import CaptionCount, read_samples, write_dataset, write_shard
 from lotlip.data.store import FolderStore
+from lotlip.errors import DataError
 from lotlip.model import PRESETS, LoTLIP
 from lotlip.model.layouts import official_layout
 from lotlip.vocabulary import SPECIAL_PIECES
 from lotlip_platform.cli import main
+from lotlip_platform.cli_data import write_out
 from lotlip_platform.storage import ensure_bucket
 
 LOTLIP = Path(sys.executable).parent / "lotlip"
@@ -582,6 +585,30 @@ def test_a_picture_that_cannot_be_written_is_told(
         assert main(command) == 1
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("lotlip: cannot write --out")
+
+
+def test_a_picture_is_written_whole_or_to_where_a_link_leads(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(folder / "target.png")
+    for name in ("a.png", "link.png", "target.png"):
+        write_out(folder / name, b"picture")
+        assert (folder / name).read_bytes() == b"picture"
+    assert (folder / "link.png").is_symlink()
+    wrote = "from pathlib import Path; from lotlip_platform.cli_data import write_out"
+    script = f"{wrote}; write_out(Path('/dev/stdout'), b'picture')"
+    with (folder / "out").open("wb") as file:
+        subprocess.run([sys.executable, "-c", script], stdout=file, check=True)
+    assert (folder / "out").read_bytes() == b"picture"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*free some space"):
+            write_out(folder / "a.png", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (folder / "a.png").read_bytes() == b"picture", "the one before"
+    assert len(list(folder.iterdir())) == 4
 
 
 # This machine's disk

@@ -101,6 +101,9 @@ def test_benchmarks_are_answered_told_and_recorded(config: SuiteConfig, model_fo
     assert "official, 128 tokens" in own
     assert "LoTLIP B/16 (100M)" in table
     assert "headless less the same whole" in table
+    assert "data loaders do; of equal scores the first wins; at most 128 tokens" in table
+    assert "equal texts are right for each other's images, ties count against the model" in table
+    assert "classes of equal names are right for each other's images, ties count" in table
     assert "64.1 / 62.6" in table
     assert "* of DCI 12 images of 7,805 were asked" in table
     assert "README of github.com/wuw2019/LoTLIP at ac95a8d, 2024-11-26" in table
@@ -172,7 +175,9 @@ def test_nothing_is_embedded_twice(config: SuiteConfig, monkeypatch: pytest.Monk
     assert first.models[0].results[0].answered.shares == second.models[0].results[0].answered.shares
     place = Path(config.cache) / min(open_store(config.cache).list())
     whole = place.read_bytes()
-    for broken in (b"", b"PK", whole[:200], whole[:-100]):
+    directory = whole.index(b"PK\1\2")
+    unknown = whole[: directory + 10] + b"\x63" + whole[directory + 11 :]  # a way to compress
+    for broken in (b"", b"PK", whole[:200], whole[:-100], unknown):
         place.write_bytes(broken)
         third = evaluate_suite(config, Shown(), quiet)
         assert third.models[0].results[0].answered.shares == (
@@ -282,6 +287,8 @@ def test_a_clip_of_the_hub_gives_what_transformers_gives(tmp_path: Path):
     assert not num_cut.any()
     _, num_cut = encoder.embed_texts(["abc " * 60], context_length=CONTEXT_LENGTH, official=True)
     assert num_cut.all()
+    with pytest.raises(ConfigError, match=r"2 tokens around a text: it can't read 2"):
+        encoder.embed_texts(["a castle"], context_length=2, official=False)
     with pytest.raises(DataError, match=r"6\.jpg: image does not decode"):
         encoder.embed_images([b"no"], ["6.jpg"])
 
@@ -513,7 +520,7 @@ def test_the_command_prints_the_table(
         (["--bench", "docci=s3://nowhere/x"], "nowhere"),
         ([], "; a model needs a benchmark: --bench NAME=URI"),
         (["--bench", f"docci={tmp_path}", "--context", "2"], "context_length must be 5 or more"),
-        (["--bench", f"docci={tmp_path}", "--cache", __file__], "File exists; choose another"),
+        (["--bench", f"docci={tmp_path}", "--cache", __file__], "Not a directory; choose another"),
         (["--bench", f"docci={tmp_path}", "--cache", "s3://nowhere/x"], "nowhere"),
         (["--bench", f"docci={__file__}"], "test_eval_suite.py is a file: give the folder that"),
         (["benches.dci=x"], "benches.dci=x is for a config, and there is no config "),

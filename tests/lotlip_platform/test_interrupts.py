@@ -37,6 +37,13 @@ def test_an_interrupt_within_a_callback_of_a_weak_reference_is_not_lost(number: 
         Bar("work", "item").show(1, 2)
 
 
+def test_an_interrupt_that_a_shell_has_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_interrupts()
+    signal.raise_signal(signal.SIGINT)
+    heed_interrupts()
+
+
 def test_what_came_before_a_command_is_none_of_its_own():
     raise_interrupts()
     with pytest.raises(KeyboardInterrupt):

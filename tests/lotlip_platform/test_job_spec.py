@@ -126,6 +126,8 @@ def test_an_evaluation_goes_with_its_config_and_needs_places_that_all_machines_s
     for wrong in ("hf:clip", "hf:s3://b/clip", "open_clip:ViT-B-16:./mine.pt"):
         with pytest.raises(ConfigError, match="is read from a disk: give a path that begins with"):
             job_spec("eval", "eval/paper", [f"against={wrong}"])
+    with pytest.raises(ConfigError, match="is not of the form open_clip:ARCHITECTURE:CHECKPOINT"):
+        job_spec("eval", "eval/paper", ["against=open_clip:ViT-B-16"])
     for right in ("open_clip:ViT-B-16:openai", "open_clip:ViT-B-16:/models/a.pt", "models:/a@b"):
         job_spec("eval", "eval/paper", [f"against={right}"])
     with pytest.raises(ConfigError, match=r"tracking\.experiment must not be empty"):

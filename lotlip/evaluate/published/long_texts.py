@@ -36,7 +36,7 @@ def dci(files: Files) -> Pairs:
 
 def long_dci(files: Files) -> Pairs:
     """Long-DCI (Najdenkoska et al. 2025, TULIP): DCI's extra captions, without the short ones."""
-    if files.has("splits.json"):
+    if not files.partial and files.has("splits.json"):
         _annotations_by_split(files)  # all there?
     places = sorted(place for place in files.versions if _ANNOTATION.search(place))
     names, texts = [], []

@@ -56,6 +56,21 @@ class Asked:
         return f"{self.protocol.name}, {self.context_length} tokens"
 
     @property
+    def rules(self) -> str:
+        """What the protocol does to texts, and how it counts."""
+        official, rules = self.protocol.official, []
+        if official and self.about.quirk:
+            rules.append(self.about.quirk)
+        if official and not self.splits_sentences:
+            rules.append("read by the model's own tokenizer")
+        if official and self.about.kind != "data":
+            rules.append("of equal scores the first wins")
+        else:
+            same = "classes of equal names" if self.about.kind == "classes" else "equal texts"
+            rules.append(f"{same} are right for each other's images, ties count against the model")
+        return "; ".join(rules)
+
+    @property
     def is_part(self) -> bool:
         """Whether not all of the benchmark was there."""
         return (self.num_images, self.num_texts) != (self.about.num_images, self.about.num_texts)
@@ -188,11 +203,14 @@ def classification(
     Classes of equal names, as ImageNet's two missiles, are right for each other's images;
     `official` has the first of them win, so that images of the second are always wrong.
     """
-    same: dict[tuple[str, ...], int] = {}
-    numbers = [same.setdefault(tuple(of_class), len(same)) for of_class in labelled.prompts]
+    first: dict[tuple[str, ...], int] = {}
+    first_C = torch.tensor(
+        [first.setdefault(tuple(prompts), place) for place, prompts in enumerate(labelled.prompts)]
+    )
     return zero_shot_answers(
-        *(image_ND, classifier_CD, torch.tensor([*labelled.labels])),
-        same_C=None if official else torch.tensor(numbers),
+        # Equal prompts in other batches may differ in their last bits.
+        *(image_ND, classifier_CD[first_C], torch.tensor([*labelled.labels])),
+        same_C=None if official else first_C,
         first_wins=official,
     )
 
