@@ -15,6 +15,7 @@ from lotlip_platform.progress import Bar
 @pytest.fixture(autouse=True)
 def own_handlers() -> Iterator[None]:
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run unattended
     yield
     raise_interrupts()  # forgets what came
     for number, handler in kept.items():
