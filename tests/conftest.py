@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,6 +87,24 @@ def start_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def mlflow_server(start_mlflow: Callable[[], MlflowServer]) -> str:
     """The address of a server for all tests; give registered models names of their own."""
     return start_mlflow().url
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What MLflow makes of a file that isn't there: its tables take it seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_file(own_environment: Path, new_database: Path) -> None:
+    """The local file of the lotlip home is there already, and empty."""
+    folder = own_environment / "mlflow"
+    folder.mkdir(parents=True)
+    shutil.copy(new_database, folder)
 
 
 @pytest.fixture(scope="session")

@@ -471,6 +471,7 @@ def test_a_model_of_open_clip_gives_what_open_clip_gives(tmp_path: Path):
         encoder_of(f"open_clip:tiny:{tmp_path / 'nothing.pt'}")
 
 
+@pytest.mark.usefixtures("mlflow_file")
 def test_the_command_prints_the_table(
     tmp_path: Path, model_folder: Path, scenes_folder: Path, capsys: pytest.CaptureFixture[str]
 ):

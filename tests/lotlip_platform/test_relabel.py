@@ -41,6 +41,8 @@ from lotlip_platform.relabel_trial import try_out
 from lotlip_platform.shard_ledger import ShardLedger
 from lotlip_platform.storage import open_store
 
+pytestmark = pytest.mark.usefixtures("mlflow_file")
+
 Event = dict[str, Any]
 NUM_SAMPLES = 200
 

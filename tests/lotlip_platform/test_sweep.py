@@ -34,6 +34,8 @@ from lotlip_platform.sweep_config import SweepConfig
 from lotlip_platform.sweep_ledger import Ledger, TrialRecord
 from lotlip_platform.sweep_run import Throughput
 
+pytestmark = pytest.mark.usefixtures("mlflow_file")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
@@ -168,6 +170,7 @@ def test_a_second_start_trains_nothing_again_but_what_is_new(base: Path, tmp_pat
     assert not [event for event in events if event["kind"] == "metrics"]
 
 
+@pytest.mark.slow
 def test_twenty_trials_that_are_stopped_early_leave_nothing_behind(
     base: Path, tmp_path: Path
 ) -> None:

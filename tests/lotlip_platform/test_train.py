@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ from lotlip_platform.storage import ensure_bucket, open_store
 from lotlip_platform.teller import Teller
 from lotlip_platform.train import TrainResult, checked_data, train
 from lotlip_platform.train_config import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("mlflow_file")
 
 LOTLIP = str(Path(sys.executable).with_name("lotlip"))
 # A shell that runs the tests in the background makes all below it deaf to SIGINT.
@@ -290,10 +293,12 @@ LONGER = {
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    data: Path, tmp_path_factory: pytest.TempPathFactory
+    data: Path, new_database: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str, dict[int, float]]:
     """Of a run of 50 steps on two workers that was left alone: store, digest, losses."""
     store = tmp_path_factory.mktemp("undisturbed")
+    (store / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(new_database, store / "home" / "mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOTLIP_HOME", str(store / "home"))
         result, events = run(values(data, store, **LONGER))
