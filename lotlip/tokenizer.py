@@ -271,8 +271,7 @@ class Tokenizer:
     ) -> list[list[list[int]]]:
         """The pieces of each sentence of each text."""
         split = [_split_official(text) if official else _sentences(text) for text in texts]
-        # Half a surrogate pair, as broken JSON escapes leave behind, is no character.
-        flat = [text.encode(errors="ignore").decode() for sentences in split for text in sentences]
+        flat = [whole_characters(text) for sentences in split for text in sentences]
         pieces = iter(self._pieces_of(flat))
         bodies = [list(itertools.islice(pieces, len(sentences))) for sentences in split]
         if not official:
@@ -324,6 +323,11 @@ class Tokenizer:
             return self._pieces[number]
         corner = number - self.vocab_size
         return f"[Corner{corner}]" if 0 <= corner < self.num_corner_tokens else f"[{number}]"
+
+
+def whole_characters(text: str) -> str:
+    """Without halves of surrogate pairs, as broken JSON escapes leave them behind."""
+    return text.encode(errors="ignore").decode()
 
 
 def _sentences(text: str | Sequence[str]) -> list[str]:

@@ -208,9 +208,11 @@ class Benchmark:
         telling, fact_T, true_FN = self._true
         text_TD = features.short_ND[telling]
         to_image = retrieval_ranks(text_TD, features.image_ND, lambda a, b: true_FN[fact_T[a:b]])
-        true_NF = true_FN.T[true_FN.any(dim=0)]
-        images_ND = features.image_ND[true_FN.any(dim=0)]
-        to_text = retrieval_ranks(images_ND, text_TD, lambda a, b: true_NF[a:b][:, fact_T])
+        told = true_FN.any(dim=0)
+        true_NF = true_FN.T[told]
+        to_text = retrieval_ranks(
+            features.image_ND[told], text_TD, lambda a, b: true_NF[a:b][:, fact_T]
+        )
         found = {f"image_to_text_r{k}": answers_at(to_text, k) for k in RECALL_AT}
         # Equal captions have equal answers: they are drawn together.
         same_T = caption_labels([self.samples[index].short for index in telling]).numpy()
@@ -224,12 +226,10 @@ class Benchmark:
         which scenes that is true [F, N]."""
         telling = [index for index, stated in enumerate(self._facts) if stated]
         stated = [json.dumps(self._facts[index], sort_keys=True) for index in telling]
-        numbers = {one: number for number, one in enumerate(dict.fromkeys(stated))}
-        rows = [
-            [scenes.is_true_of(facts, scene) for scene in self._pictured]
-            for facts in map(json.loads, numbers)
-        ]
-        return telling, torch.tensor([numbers[one] for one in stated]), torch.tensor(rows)
+        facts = {one: self._facts[index] for one, index in zip(stated, telling, strict=True)}
+        number = {one: place for place, one in enumerate(facts)}
+        rows = [[scenes.is_true_of(f, scene) for scene in self._pictured] for f in facts.values()]
+        return telling, torch.tensor([number[one] for one in stated]), torch.tensor(rows)
 
 
 def _scenes_of(samples: Sequence[Sample]) -> tuple[list[scenes.Scene], list[Any]]:

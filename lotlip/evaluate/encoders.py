@@ -24,6 +24,7 @@ from lotlip.errors import CheckpointError, ConfigError, DataError
 from lotlip.evaluate.embed import best_device, embed_images, embed_texts
 from lotlip.images import decode
 from lotlip.model import LoTLIP
+from lotlip.tokenizer import whole_characters
 
 _TEXTS_AT_ONCE = 64
 _IMAGES_AT_ONCE = 64
@@ -161,7 +162,7 @@ class HuggingFaceEncoder:
                 f"hf:{self._folder} puts {special} tokens around a text: it can't read "
                 f"{context_length}"
             )
-        texts = [_without_halves(text) for text in texts]
+        texts = [whole_characters(text) for text in texts]
         if is_siglip and "Gemma" in type(tokenizer).__name__:
             # SigLIP 2 was trained on lower case, and not all tokenizers that come with it know.
             texts = [text.lower() for text in texts]
@@ -257,7 +258,7 @@ class OpenClipEncoder:
             ids, empty = (self._tokenize(some, context_length=length) for some in (texts, [""]))
             return (ids != empty).sum(dim=1)
 
-        texts = [_without_halves(text) for text in texts]
+        texts = [whole_characters(text) for text in texts]
         is_cut = used(context_length) < used(room)
         return _in_batches(texts, embed, _TEXTS_AT_ONCE), is_cut
 
@@ -302,11 +303,6 @@ def _quiet_transformers() -> None:
 def _told_transforms(transforms: Any) -> str:
     """Without places in memory, which functions are told with: they differ by process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transforms))
-
-
-def _without_halves(text: str) -> str:
-    """Without halves of surrogate pairs, as broken JSON escapes leave them behind."""
-    return text.encode(errors="ignore").decode()
 
 
 def _line(error: BaseException) -> str:

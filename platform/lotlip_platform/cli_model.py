@@ -218,8 +218,6 @@ def _suite_config(arguments: argparse.Namespace) -> SuiteConfig:
         "cache": arguments.cache,
         "num_workers": arguments.workers,
     }
-    if not arguments.model.strip():
-        raise ConfigError("the model is empty: give one of its names, or a config")
     if not (arguments.model.endswith(".yaml") or arguments.model in shipped_configs()):
         ours = ", ".join(name for name in shipped_configs() if name.startswith("eval/"))
         no_config = f"there is no config {arguments.model} (shipped ones: {ours})"

@@ -34,8 +34,10 @@ from lotlip_platform.storage import open_store
 
 _IMAGES, _TEXTS, _CLASSES = 500, 500, 20
 """In a piece; of classes each has up to 80 prompts."""
-_DAMAGE = (ValueError, KeyError, EOFError, NotImplementedError, RuntimeError)
-_DAMAGE += (zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    *(ValueError, KeyError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What reading a damaged piece leads to."""
 _MADE_AS = 2
 """Goes up with each change of how images or texts are read, for which features are made anew."""

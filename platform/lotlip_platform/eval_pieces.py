@@ -63,7 +63,7 @@ def put(question: Question, benchmark: str, protocol: Protocol, encoder: Encoder
 def answer(cache: FeatureCache, asked: Put) -> Result:
     """Of features that are there. Raises: DataError."""
     kept = _Kept(cache, asked)
-    answered = asked.question.answered(kept)
+    answered, texts = asked.question.answered(kept), asked.question.texts
     about = Asked(
         benchmark=asked.benchmark,
         about=asked.question.about,
@@ -74,11 +74,7 @@ def answer(cache: FeatureCache, asked: Put) -> Result:
         digest=asked.question.digest,
         images_digest=kept.images_digest,
         num_cut=answered.num_cut,
-        num_blank=sum(
-            not text.strip()
-            for name, texts in asked.question.texts.items()
-            for text in (texts if name in WHOLE else ())
-        ),
+        num_blank=sum(not text.strip() for name in WHOLE for text in texts.get(name, ())),
         splits_sentences=asked.splits_sentences,
     )
     return Result(asked=about, answered=answered)

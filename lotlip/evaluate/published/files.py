@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lotlip.data.store import Store, Version
 from lotlip.errors import DataError
-from lotlip.evaluate.published.sets import Pairs, StoredImages
+from lotlip.evaluate.published.sets import Pairs, StoredImages, read_all
 
 _LEFT_BY_MACS = re.compile(r"(^|/)(__MACOSX/|\._)")
-_READERS = 16
 _NAMED = 3
 """Missing files that an error names."""
 
@@ -87,8 +85,7 @@ class Files:
 
     def jsons(self, places: Sequence[str]) -> list[Any]:
         """Of many files, in their order. Raises: DataError, see `json`."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.json, places))
+        return read_all(self.json, places)
 
     def json_lines(self, place: str) -> Iterator[Any]:
         """Raises: DataError, also for a line that was cut."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from lotlip.evaluate.published.files import Files
-from lotlip.evaluate.published.sets import Pairs
+from lotlip.evaluate.published.sets import Pairs, read_all
 
 _ANNOTATION = re.compile(r"(?:^|/)annotations/[^/]+\.json$")
 _URBAN_IMAGE = re.compile(r"(?:^|/)image/([^/]+)\.jpg$")
@@ -101,7 +101,7 @@ def urban1k(files: Files) -> Pairs:
     images = [match[1] for place in files.versions if (match := _URBAN_IMAGE.search(place))]
     if not files.partial:
         files.find_all([f"caption/{one}.txt" for one in sorted({*images, *numbers})], "caption")
-    texts = [files.text(place) for place in captions]
+    texts = read_all(files.text, captions)
     return _pairs(files, names, texts)
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from lotlip.data.store import Store
 
+T = TypeVar("T")
 _READERS = 16
-"""Images that are fetched at a time: from S3 each one takes its time."""
+"""Files that are fetched at a time: from S3 each one takes its time."""
 
 
 class Images(Protocol):
@@ -63,8 +64,7 @@ class StoredImages:
         return self.store.uri
 
     def read(self) -> list[bytes]:
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.store.read, self.names))
+        return read_all(self.store.read, self.names)
 
     def part(self, start: int, stop: int) -> StoredImages:
         return StoredImages(self.store, self.names[start:stop], self.versions[start:stop])
@@ -133,6 +133,12 @@ class Labelled:
         """SHA-256 of prompts, labels and the images' file names."""
         names = [name.rpartition("/")[2] for name in self.images.names]
         return digest_of(names, [*self.labels], [list(p) for p in self.prompts])
+
+
+def read_all(read: Callable[[str], T], places: Sequence[str]) -> list[T]:
+    """What a function reads of each place, in their order."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, places))
 
 
 def digest_of(*parts: object) -> str:
